@@ -1,0 +1,133 @@
+"""The store as its metadata tell it: schema, provenance and commit records, read and checked.
+
+A `Catalogue` is a consistent snapshot. Which checkpoints it shows is decided when it is opened; commit records never
+change once published, so each is read when it is first needed. Reading goes through the catalogue, never through the
+presence of files.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from ndt_store.commits import MAX_RECORD_NBYTES, PREFIX, CommitRecord, commit_key, parse_step
+from ndt_store.errors import FormatVersionError, IntegrityError, NotFoundError, SchemaError
+from ndt_store.layout import ROOT_DOCUMENT, digest
+from ndt_store.schema import FORMAT_VERSION, Schema
+from ndt_store.storage import Storage
+
+__all__ = ["Catalogue"]
+
+MAX_ROOT_NBYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a store holds and which of it is committed.
+
+    Parameters
+    ----------
+    storage : Storage
+        Where it lies.
+    schema : Schema
+        What was planned.
+    provenance : mapping
+        Where it comes from: ``identity`` decides whether a capture may resume, ``environment`` is for the reader.
+    committed : tuple of int
+        Steps of the committed checkpoints, increasing.
+    """
+
+    storage: Storage
+    schema: Schema
+    provenance: Mapping[str, Any]
+    committed: tuple[int, ...]
+    _records: dict[int | None, CommitRecord] = field(default_factory=dict, repr=False, compare=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    @classmethod
+    def read(cls, storage: Storage) -> Self:
+        """Read a store's root document and list its commits.
+
+        Raises
+        ------
+        NotFoundError
+            There is no store at this place.
+        FormatVersionError
+            The store was written in a format this version does not know.
+        IntegrityError
+            The root document is damaged.
+        """
+        schema, provenance = _read_root(storage)
+        steps = {parse_step(key) for key in storage.list(PREFIX)} & set(schema.checkpoints)
+        return cls(storage, schema, provenance, tuple(step for step in schema.checkpoints if step in steps))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned checkpoint is committed."""
+        return self.committed == self.schema.checkpoints
+
+    def record(self, step: int | None) -> CommitRecord:
+        """Return the record of a committed checkpoint, or of the static arrays for None."""
+        with self._guard:
+            if step not in self._records:
+                self._records[step] = self._read_record(step)
+            return self._records[step]
+
+    def _read_record(self, step: int | None) -> CommitRecord:
+        key = commit_key(step)
+        size = self.storage.size(key)
+        if size is None or size > MAX_RECORD_NBYTES:
+            state = "is missing" if size is None else f"has {size} bytes, more than any record"
+            raise IntegrityError(
+                f"The commit record {key} of {self.storage.path} {state}: restore it from a copy of the store.",
+                key,
+            )
+        record = CommitRecord.from_json(self.storage.read(key), key)
+        index = -1 if step is None else self.schema.checkpoints.index(step)
+        if (record.step, record.index) != (step, index):
+            raise IntegrityError(
+                f"The commit record {key} says that it is of checkpoint {record.step} at position {record.index} "
+                f"where {step} at {index} belongs: restore it from a copy of the store.",
+                key,
+            )
+        record.check_covers(self.schema.static if step is None else self.schema.cubes, key)
+        return record
+
+
+def _read_root(storage: Storage) -> tuple[Schema, Mapping[str, Any]]:
+    where = storage.path
+    size = storage.size(ROOT_DOCUMENT)
+    if size is None:
+        what = "is no activation store: it has no zarr.json" if storage.exists() else "does not exist"
+        raise NotFoundError(f"{where} {what}; give the path of a store that `ndt capture` or `ndt demo` made.")
+    if size > MAX_ROOT_NBYTES:
+        raise IntegrityError(f"{where}/zarr.json has {size} bytes: no store's metadata is as large.", ROOT_DOCUMENT)
+    try:
+        attributes = json.loads(storage.read(ROOT_DOCUMENT))["attributes"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(
+            f"{where}/zarr.json is damaged ({error}): restore it from a copy of the store.", ROOT_DOCUMENT
+        ) from error
+    content = attributes.get("ndt") if isinstance(attributes, dict) else None
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise NotFoundError(
+            f"{where} is a Zarr hierarchy but no activation store: its root has no 'ndt' attribute; give the path of "
+            "a store that `ndt capture` or `ndt demo` made."
+        )
+    if content["format_version"] != FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{where} has format version {content['format_version']} and this software reads version "
+            f"{FORMAT_VERSION}: install a version of ndt-activations that reads it."
+        )
+    claimed = content.pop("digest", None)
+    try:
+        if digest(content) != claimed:
+            raise SchemaError("schema and provenance do not match their digest")
+        return Schema.from_json(content["schema"]), content["provenance"]
+    except (SchemaError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{where}/zarr.json is damaged ({error}): restore it from a copy of the store.", ROOT_DOCUMENT
+        ) from error

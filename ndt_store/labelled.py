@@ -1,0 +1,148 @@
+"""xarray objects over a store: labelled, lazy, and made only when asked for.
+
+Every variable reads through `BlockArray`, so that what xarray or dask touches is checked against the commit records.
+With dask a chunk is several blocks of one checkpoint, or, where a layer is small, several whole checkpoints: a task
+costs about 0.2 ms, and a chunk should cost much more than its task.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from ndt_store.blocks import BlockArray
+from ndt_store.catalogue import Catalogue
+from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER, LAYERS_GROUP, POSITION_DIMS, UNIT
+from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store.layout import block_nbytes, n_blocks, root_attributes
+from ndt_store.schema import ArraySpec, layer_path
+
+__all__ = ["CHUNK_NBYTES", "cube", "dask_chunks", "group_dataset", "layer_dataset", "tree"]
+
+CHUNK_NBYTES: Final = 64 << 20
+LABEL_COORDS: Final = ("label", "split")
+
+
+class _LazyBlocks(BackendArray):
+    """Adapts `BlockArray` to xarray's indexing, for use without dask."""
+
+    def __init__(self, blocks: BlockArray) -> None:
+        self.blocks = blocks
+        self.shape = blocks.shape
+        self.dtype = blocks.dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, self.blocks.__getitem__
+        )
+
+
+def dask_chunks(spec: ArraySpec, n_checkpoints: int, target_nbytes: int = CHUNK_NBYTES) -> tuple[int, ...]:
+    """Choose dask's chunk shape: whole blocks, and as many as fit the target."""
+    per_chunk = max(1, target_nbytes // block_nbytes(spec))
+    rows = () if not spec.sizes else (min(spec.sizes[0], per_chunk * spec.rows), *spec.sizes[1:])
+    if not spec.is_cube:
+        return rows
+    return (max(1, min(n_checkpoints, per_chunk // n_blocks(spec))), *rows)
+
+
+def group_dataset(catalogue: Catalogue, group: str, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.Dataset:
+    """Open one group of a store.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        The snapshot to read.
+    group : str
+        Path of the group, "" for the root.
+    chunk_nbytes : int or None
+        Size at which dask's chunks aim; None gives lazy variables without dask.
+    """
+    if group not in catalogue.schema.group_paths():
+        known = ", ".join(path for path in catalogue.schema.group_paths() if path)
+        raise NotFoundError(f"{catalogue.storage.path} has no group {group!r}: its groups are {known}.")
+    variables: dict[str, xr.Variable] = {}
+    if not group:
+        steps = np.asarray(catalogue.committed, dtype=np.int64)
+        variables[CHECKPOINT] = xr.Variable((CHECKPOINT,), steps, _checkpoint_attrs())
+    for spec in catalogue.schema.arrays:
+        if spec.group == group:
+            variables[spec.name] = _variable(catalogue, spec, chunk_nbytes)
+    attrs = dict(catalogue.schema.groups.get(group, {}))
+    if not group:
+        attrs = root_attributes(catalogue.schema, catalogue.provenance)
+    labels = set(str(attrs.pop("coordinates", "")).split())
+    coords = {name: v for name, v in variables.items() if v.dims == (name,) or name in labels}
+    data = {name: v for name, v in variables.items() if name not in coords}
+    return xr.Dataset(data, coords, attrs)
+
+
+def layer_dataset(catalogue: Catalogue, layer: str, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.Dataset:
+    """Open one layer with the labels of its checkpoints and examples attached."""
+    if layer not in catalogue.schema.layers:
+        raise NotFoundError(
+            f"{catalogue.storage.path} has no layer {layer!r}: it holds {', '.join(catalogue.schema.layers)}."
+        )
+    own = group_dataset(catalogue, f"{LAYERS_GROUP}/{layer}", chunk_nbytes)
+    root = group_dataset(catalogue, "", chunk_nbytes)
+    labels = [name for name in (CHECKPOINT, EXAMPLE, *LABEL_COORDS) if name in root.coords]
+    dataset = own.assign_coords({name: root.coords[name].variable for name in labels})
+    for kind, array in dataset.data_vars.items():
+        array.attrs.update(store=catalogue.storage.path, layer=layer, kind=str(kind))
+    return dataset
+
+
+def tree(catalogue: Catalogue, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.DataTree:
+    """Open the whole store; children inherit the root's ``checkpoint`` and ``example`` coordinates."""
+    groups = {f"/{path}": group_dataset(catalogue, path, chunk_nbytes) for path in catalogue.schema.group_paths()}
+    return xr.DataTree.from_dict(groups)
+
+
+def cube(catalogue: Catalogue, kind: str, reduce: str, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.DataArray:
+    """Stack one kind of every layer to (checkpoint, layer, example, unit).
+
+    Positions are reduced by the xarray method named `reduce`; units are padded with NaN to the widest layer.
+    """
+    if reduce not in ("mean", "max", "min", "sum"):
+        raise InvalidInputError(f"A cube reduces positions by mean, max, min or sum: got reduce={reduce!r}.")
+    found = [name for name in catalogue.schema.layers if catalogue.schema.find(layer_path(name, kind)) is not None]
+    arrays = [layer_dataset(catalogue, name, chunk_nbytes)[kind] for name in found]
+    arrays = [array for array in arrays if UNIT in array.dims]
+    if not arrays:
+        raise NotFoundError(f"{catalogue.storage.path} holds no {kind} with units, so that there is no cube of them.")
+    width = max(array.sizes[UNIT] for array in arrays)
+    flat = []
+    for array in arrays:
+        positions = [dim for dim in POSITION_DIMS if dim in array.dims]
+        narrow = getattr(array, reduce)(positions, skipna=False) if positions else array
+        narrow = narrow.drop_vars(UNIT, errors="ignore")
+        flat.append(narrow.pad({UNIT: (0, width - array.sizes[UNIT])}, constant_values=np.nan))
+    stacked = xr.concat(flat, dim=xr.Variable(LAYER, found), coords="minimal", compat="override", join="override")
+    stacked.attrs = {"store": catalogue.storage.path, "kind": kind, "reduce": reduce}
+    return stacked.transpose(CHECKPOINT, LAYER, EXAMPLE, UNIT)
+
+
+def _variable(catalogue: Catalogue, spec: ArraySpec, chunk_nbytes: int | None) -> xr.Variable:
+    blocks = BlockArray(catalogue, spec)
+    is_label = spec.dims == (spec.name,) or (not spec.group and spec.name in LABEL_COORDS)
+    if is_label or math.prod(blocks.shape) == 0:
+        return xr.Variable(spec.dims, blocks[...], dict(spec.attrs))
+    if chunk_nbytes is None:
+        lazy = xr.Variable(spec.dims, indexing.LazilyIndexedArray(_LazyBlocks(blocks)), dict(spec.attrs))
+        chunks = dask_chunks(spec, blocks.shape[0])
+        lazy.encoding["preferred_chunks"] = dict(zip(spec.dims, chunks, strict=True))
+        return lazy
+    chunks = dask_chunks(spec, blocks.shape[0] if spec.is_cube else 1, chunk_nbytes)
+    meta = np.empty((0,) * blocks.ndim, blocks.dtype)
+    array = da.from_array(blocks, chunks=chunks, asarray=False, meta=meta)
+    return xr.Variable(spec.dims, array, dict(spec.attrs))
+
+
+def _checkpoint_attrs() -> dict[str, str]:
+    return {"long_name": "training step", "units": "optimizer steps"}

@@ -1,0 +1,87 @@
+"""Whether a capture that is begun again is the one that was begun: compare, and name what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ndt_store.catalogue import Catalogue
+from ndt_store.codecs import encode
+from ndt_store.errors import ResumeMismatchError
+from ndt_store.layout import blocks, padded
+from ndt_store.schema import Schema
+
+__all__ = ["check_same", "check_static", "mismatch"]
+
+IDENTITY = "identity"
+
+
+def mismatch(where: str, field: str, stored: Any, given: Any) -> ResumeMismatchError:
+    """Make the error for one differing field."""
+    return ResumeMismatchError(
+        f"{where} was begun with {field} = {_short(stored)} and this capture has {_short(given)}: repeat the first "
+        "command to resume it, or capture into a new store.",
+        field,
+    )
+
+
+def check_same(catalogue: Catalogue, schema: Schema, provenance: Mapping[str, Any]) -> None:
+    """Compare identity and schema with the store's; planned checkpoints may only be added.
+
+    Raises
+    ------
+    ResumeMismatchError
+        Names the first field that differs, with both values.
+    """
+    where = catalogue.storage.path
+    # Identity first: "another data set" says more than the sizes that follow from it.
+    for field, stored, given in _differences(
+        catalogue.provenance.get(IDENTITY, {}), dict(provenance.get(IDENTITY, {})), ""
+    ):
+        raise mismatch(where, field, stored, given)
+    planned = catalogue.schema.checkpoints
+    if schema.checkpoints[: len(planned)] != planned and planned[: len(schema.checkpoints)] != schema.checkpoints:
+        raise mismatch(where, "checkpoints", planned, schema.checkpoints)
+    stored_schema, given_schema = (
+        {**s.to_json(), "arrays": {a.path: a.to_json() for a in s.arrays}} for s in (catalogue.schema, schema)
+    )
+    for content in (stored_schema, given_schema):
+        del content["checkpoints"]
+    for field, stored, given in _differences(stored_schema, given_schema, ""):
+        raise mismatch(where, field.removeprefix("arrays."), stored, given)
+
+
+def check_static(catalogue: Catalogue, values: Mapping[str, NDArray[Any]]) -> None:
+    """Compare the probe set with the store's, by the checksums of its encoded blocks.
+
+    Raises
+    ------
+    ResumeMismatchError
+        Names the array.
+    """
+    record = catalogue.record(None)
+    for spec in catalogue.schema.static:
+        for block, entry in zip(blocks(spec), record.arrays[spec.path].blocks, strict=True):
+            part = padded(spec, values[spec.path][block.start : block.stop])
+            if encode(part, spec.codec).crc32c != entry.crc32c:
+                raise mismatch(
+                    catalogue.storage.path,
+                    spec.path,
+                    f"other values in entries {block.start} to {block.stop}",
+                    "these",
+                )
+
+
+def _differences(stored: Any, given: Any, field: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        for key in {**stored, **given}:
+            yield from _differences(stored.get(key), given.get(key), f"{field}.{key}".lstrip("."))
+    elif stored != given:
+        yield field, stored, given
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

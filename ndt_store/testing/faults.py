@@ -1,0 +1,108 @@
+"""Fault injection: storages that die or run full at a chosen operation, and damage done to files.
+
+Use them to test your own pipelines on top of a store::
+
+    storage = FaultyStorage(path, at=17, fault=kill)
+    capture.capture(model, data, store=storage)          # the process ends at the 17th storage operation
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ndt_store.errors import StorageError
+from ndt_store.storage import Buffer, LocalStorage, Lock
+
+__all__ = ["DAMAGES", "FaultyStorage", "data_files", "delete", "flip_bit", "kill", "no_room", "truncate"]
+
+
+def kill(operation: str) -> None:  # noqa: ARG001 - one signature for every fault
+    """End this process as a power cut would: no exception, no clean-up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_room(operation: str) -> None:
+    """Fail as a full disk does."""
+    raise StorageError(f"The file system refused while {operation}: {os.strerror(errno.ENOSPC)}.")
+
+
+class FaultyStorage(LocalStorage):
+    """A local storage that runs `fault` just before its `at`-th operation that changes something.
+
+    Parameters
+    ----------
+    root : Path
+        The store's directory.
+    at : int
+        Counted from 1; 0 never faults.
+    fault : callable
+        Called with what was about to happen; `kill`, `no_room`, or your own.
+    """
+
+    def __init__(self, root: Path, at: int, fault: Callable[[str], None] = kill) -> None:
+        super().__init__(root)
+        self.at = at
+        self.fault = fault
+        self.n_operations = 0
+        self._count_guard = threading.Lock()
+
+    def _count(self, operation: str) -> None:
+        with self._count_guard:
+            self.n_operations += 1
+            due = self.n_operations == self.at
+        if due:
+            self.fault(operation)
+
+    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+        """Write, unless it is this operation's turn to fail."""
+        self._count(f"writing {key}")
+        super().write(key, buffers)
+
+    def delete(self, key: str) -> None:
+        """Delete, unless it is this operation's turn to fail."""
+        self._count(f"deleting {key}")
+        super().delete(key)
+
+    def sync(self) -> None:
+        """Sync, unless it is this operation's turn to fail."""
+        self._count("syncing directories")
+        super().sync()
+
+    def lock(self) -> Lock:
+        """Lock, unless it is this operation's turn to fail."""
+        self._count("locking")
+        return super().lock()
+
+
+def data_files(root: Path) -> Iterator[Path]:
+    """Every file of a store, sorted."""
+    return iter(sorted(path for path in root.rglob("*") if path.is_file()))
+
+
+def flip_bit(path: Path, rng: np.random.Generator) -> None:
+    """Flip one random bit of a file."""
+    data = bytearray(path.read_bytes())
+    bit = int(rng.integers(len(data) * 8))
+    data[bit // 8] ^= 1 << (bit % 8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, rng: np.random.Generator) -> None:
+    """Cut a file short at a random place."""
+    os.truncate(path, int(rng.integers(path.stat().st_size)))
+
+
+def delete(path: Path, rng: np.random.Generator) -> None:  # noqa: ARG001 - one signature for every damage
+    """Remove a file."""
+    path.unlink()
+
+
+DAMAGES: Final = (flip_bit, truncate, delete)

@@ -1,0 +1,192 @@
+"""Whether a store is whole: every document, record and block against what was committed.
+
+Three things are compared, each with something independent of it. Metadata documents are rendered again from the schema
+and compared byte for byte. Commit records carry their own digest and have to list the blocks that the schema plans.
+Block files are compared in size, and with ``read_data`` in content, with what the records say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ndt_store.blocks import read_block
+from ndt_store.catalogue import Catalogue
+from ndt_store.codecs import CRC_NBYTES, crc32c
+from ndt_store.commits import BlockEntry, commit_key, parse_step
+from ndt_store.dims import CHECKPOINT
+from ndt_store.errors import IntegrityError
+from ndt_store.layout import ROOT_DOCUMENT, block_shape, documents, numpy_dtype
+from ndt_store.reader import Store
+from ndt_store.schema import ArraySpec
+
+__all__ = ["Finding", "VerifyReport", "verify"]
+
+DAMAGED = "damaged"
+INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong.
+
+    Parameters
+    ----------
+    severity : {"damaged", "incomplete"}
+        Damage means that committed data are lost or altered; incomplete means that a capture has not finished.
+    array, block : str
+        Path of the array and key of the block or file; "" where none is concerned.
+    message : str
+        One sentence.
+    """
+
+    severity: str
+    array: str
+    block: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What verification looked at and what it found."""
+
+    path: str
+    read_data: bool
+    n_documents: int
+    n_commits: int
+    n_blocks: int
+    nbytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong and nothing is missing."""
+        return not self.findings
+
+
+def verify(
+    store: Store, *, read_data: bool = False, n_threads: int = 2, progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
+    """Check a store against its own records.
+
+    Parameters
+    ----------
+    store : Store
+        What to check, as of now.
+    read_data : bool
+        Also read, checksum and decode every committed block. Without it files are only counted and measured.
+    n_threads : int
+        Blocks read at once.
+    progress : callable, optional
+        Called with (blocks done, blocks in all).
+
+    Returns
+    -------
+    VerifyReport
+        Never raises for damage inside the store; one `Finding` per damaged or missing thing.
+    """
+    catalogue = store.catalogue
+    findings: list[Finding] = []
+    rendered = documents(catalogue.schema, catalogue.provenance)
+    for key, expected in rendered.items():
+        findings.extend(_check_document(catalogue, key, expected))
+    for key in catalogue.storage.list("commits"):
+        if parse_step(key) not in catalogue.schema.checkpoints and key != commit_key(None):
+            findings.append(Finding(DAMAGED, key, "", f"{key} is the record of no planned checkpoint."))
+    missing = [step for step in catalogue.schema.checkpoints if step not in catalogue.committed]
+    if missing:
+        shown = ", ".join(str(step) for step in missing[:5]) + (", ..." if len(missing) > 5 else "")
+        message = f"{len(missing)} of {len(catalogue.schema.checkpoints)} checkpoints are not committed: {shown}."
+        findings.append(Finding(INCOMPLETE, "", "", message))
+
+    work: list[tuple[ArraySpec, BlockEntry]] = []
+    for step in (None, *catalogue.committed):
+        try:
+            record = catalogue.record(step)
+        except IntegrityError as error:
+            findings.append(Finding(DAMAGED, error.array, error.block, str(error)))
+            continue
+        specs = {spec.path: spec for spec in catalogue.schema.arrays}
+        work.extend((specs[path], entry) for path, arrays in record.arrays.items() for entry in arrays.blocks)
+    check = _read if read_data else _measure
+    with ThreadPoolExecutor(n_threads) as pool:
+        for done, finding in enumerate(pool.map(lambda item: check(catalogue, *item), work), 1):
+            findings.extend(finding)
+            if progress is not None:
+                progress(done, len(work))
+    return VerifyReport(
+        catalogue.storage.path,
+        read_data,
+        len(rendered),
+        len(catalogue.committed),
+        len(work),
+        sum(entry.nbytes for _, entry in work),
+        tuple(findings),
+    )
+
+
+def _read(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Finding]:
+    try:
+        read_block(catalogue.storage, spec, entry, np.empty(block_shape(spec), numpy_dtype(spec)))
+    except IntegrityError as error:
+        return [Finding(DAMAGED, error.array, error.block, str(error))]
+    return []
+
+
+def _measure(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Finding]:
+    size = catalogue.storage.size(entry.key)
+    if size == entry.nbytes:
+        return []
+    what = "is missing" if size is None else f"has {size} bytes where {entry.nbytes} were committed"
+    return [Finding(DAMAGED, spec.path, entry.key, f"Block {entry.key} of array {spec.path} {what}.")]
+
+
+def _check_document(catalogue: Catalogue, key: str, expected: bytes) -> Iterable[Finding]:
+    try:
+        found = catalogue.storage.read(key)
+    except OSError:
+        yield Finding(DAMAGED, key, "", f"{key} is missing; a resumed capture writes it again.")
+        return
+    if found == expected:
+        return
+    if key.startswith(f"{CHECKPOINT}/c/"):
+        yield from _check_checkpoints(key, expected, found)
+    elif key == ROOT_DOCUMENT or not _is_only_longer(expected, found):
+        yield Finding(DAMAGED, key.removesuffix("/zarr.json"), "", f"{key} is not the document that the schema gives.")
+    else:
+        yield _interrupted(key)
+
+
+def _is_only_longer(expected: bytes, found: bytes) -> bool:
+    """Whether a node document differs only by planning more checkpoints than the root does."""
+    try:
+        ours, theirs = json.loads(expected), json.loads(found)
+        length, *rest = theirs.pop("shape")
+        planned, *sizes = ours.pop("shape")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(ours == theirs and rest == sizes and isinstance(length, int) and length > planned)
+
+
+def _check_checkpoints(key: str, expected: bytes, found: bytes) -> Iterator[Finding]:
+    payload = memoryview(found)[:-CRC_NBYTES]
+    whole = len(found) == len(expected) and crc32c(payload) == int.from_bytes(found[-CRC_NBYTES:], "little")
+    if not whole:
+        yield Finding(DAMAGED, CHECKPOINT, key, f"Block {key} of array {CHECKPOINT} does not match its checksum.")
+        return
+    ours: Any = np.frombuffer(expected[:-CRC_NBYTES], "<i8")
+    theirs = np.frombuffer(payload, "<i8")
+    if (theirs[ours > 0] == ours[ours > 0]).all():
+        yield _interrupted(key)
+    else:
+        yield Finding(DAMAGED, CHECKPOINT, key, f"Block {key} of array {CHECKPOINT} does not hold the planned steps.")
+
+
+def _interrupted(key: str) -> Finding:
+    message = f"{key} plans more checkpoints than the root: an extension was interrupted; resume the capture."
+    return Finding(INCOMPLETE, key, "", message)
