@@ -175,6 +175,8 @@ class Schema:
             twice = sorted({p for p in paths if paths.count(p) > 1 or p == CHECKPOINT})
             raise SchemaError(f"Arrays are described twice: {', '.join(twice)}; each path holds one array.")
         for group in self.group_paths():
+            for part in group.split("/") if group else ():
+                check_name(part, "group path component")
             if group in nodes:
                 raise SchemaError(f"{group!r} is both an array and a group: rename one of them.")
 

@@ -1,0 +1,191 @@
+"""The `ndt` command: what needs a store and nothing more, and the door for the other packages' commands.
+
+Packages add commands through the entry-point group ``ndt.commands``; each is imported when it is called, so that
+``ndt info`` never pays for torch or matplotlib.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any
+
+import rich_click as click
+from click.exceptions import Exit
+
+from ndt_store.cliparts import (
+    EXIT_DAMAGED,
+    EXIT_EXPECTED,
+    emit,
+    exit_code,
+    format_option,
+    human_nbytes,
+    progress_bar,
+    selection_options,
+    store_argument,
+    tell,
+)
+from ndt_store.errors import NdtError
+from ndt_store.layout import forecast
+from ndt_store.reader import Store, open_store
+from ndt_store.schema import FORMAT_VERSION, layer_path
+from ndt_store.selection import Selection, pick
+
+__all__ = ["cli", "main"]
+
+
+class LazyGroup(click.RichGroup):
+    """A command group whose further members are entry points, imported when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of own and added commands."""
+        return sorted({*super().list_commands(ctx), *_added()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return an own command, or import an added one."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in _added():
+            return own
+        try:
+            command: click.Command = _added()[cmd_name].load()
+        except ModuleNotFoundError as error:
+            missing = str(error.name)
+            return _unavailable(cmd_name, missing)
+        return command
+
+
+def _added() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="ndt.commands")}
+
+
+def _unavailable(name: str, missing: str) -> click.Command:
+    message = f"needs {missing}, which is not installed: pip install 'ndt-activations[capture]'"
+
+    @click.command(name, help=f"({message})", context_settings={"ignore_unknown_options": True})
+    @click.argument("ignored", nargs=-1)
+    def unavailable(ignored: tuple[str, ...]) -> None:  # noqa: ARG001 - swallows whatever was given
+        raise NdtError(f"`ndt {name}` {message}.")
+
+    return unavailable
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("ndt-activations"), prog_name="ndt")
+@click.option("--debug", is_flag=True, help="Show the traceback of an expected error.")
+def cli(debug: bool) -> None:
+    """Capture what happens inside a neural network once, query it anywhere.
+
+    Exit codes: 0 good, 1 the store is damaged or incomplete, 2 wrong usage, 3 anything else that was expected.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `ndt` and exit; an expected error becomes one sentence on stderr and an exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        result = cli.main(given, prog_name="ndt", standalone_mode=False)
+    except NdtError as error:
+        if "--debug" in given:
+            raise
+        tell(f"ndt: {error}")
+        sys.exit(exit_code(error))
+    except Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        tell("ndt: interrupted; what is committed is safe, and the same command resumes.")
+        sys.exit(EXIT_EXPECTED)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+@cli.command()
+@store_argument
+@format_option
+def info(store: str, output_format: str) -> None:
+    """Say what a store is: model, data, checkpoints, layers, size."""
+    opened = open_store(store)
+    emit([{"what": key, "value": value} for key, value in _facts(opened).items()], output_format)
+
+
+def _facts(store: Store) -> dict[str, Any]:
+    steps = store.checkpoints
+    planned = store.schema.checkpoints
+    stored = sum(
+        entry.nbytes
+        for step in (None, *store.catalogue.committed)
+        for array in store.catalogue.record(step).arrays.values()
+        for entry in array.blocks
+    )
+    raw = sum(forecast(store.schema.with_checkpoints(store.catalogue.committed)).values())
+    identity = store.provenance.get("identity", {})
+    return {
+        "store": store.path,
+        "format version": FORMAT_VERSION,
+        **{key.replace("_", " "): str(value) for key, value in identity.items() if not isinstance(value, dict | list)},
+        "checkpoints": f"{len(steps)} of {len(planned)} committed"
+        + (f", {steps[0]} to {steps[-1]}" if len(steps) else ""),
+        "examples": str(len(store.examples)),
+        "layers": f"{len(store.layers)}: {', '.join(store.layers)}",
+        "size": f"{human_nbytes(stored)} on disk, {human_nbytes(raw)} uncompressed",
+        "complete": "yes" if store.is_complete else "no; run the same capture again to finish it",
+    }
+
+
+@cli.command()
+@store_argument
+@selection_options
+@format_option
+def ls(store: str, selection: Selection, output_format: str) -> None:
+    """List layers and kinds: shape, blocks, bytes, what is not finite."""
+    opened = open_store(store)
+    steps = opened.checkpoints
+    chosen = [int(step) for step in steps[pick(selection.checkpoint, steps, "checkpoint")]]
+    rows = []
+    for layer in selection.layers(opened):
+        for kind in opened.schema.kinds(layer):
+            spec = opened.schema.find(layer_path(layer, kind))
+            assert spec is not None
+            entries = [opened.catalogue.record(step).arrays[spec.path] for step in chosen]
+            raw = forecast(opened.schema.with_checkpoints(tuple(chosen)))[spec.path]
+            stored = sum(block.nbytes for entry in entries for block in entry.blocks)
+            rows.append(
+                {
+                    "layer": layer,
+                    "kind": kind,
+                    "dims": ", ".join(spec.dims),
+                    "shape": " x ".join(str(n) for n in (len(chosen), *spec.sizes)),
+                    "dtype": spec.dtype,
+                    "codec": spec.codec,
+                    "blocks": sum(len(entry.blocks) for entry in entries),
+                    "bytes": stored,
+                    "ratio": round(raw / stored, 3) if stored else None,
+                    "nan": sum(entry.nan for entry in entries),
+                    "inf": sum(entry.inf for entry in entries),
+                }
+            )
+    emit(rows, output_format)
+
+
+@cli.command()
+@store_argument
+@click.option("--read-data", is_flag=True, help="Also read, checksum and decode every block.")
+@format_option
+def verify(store: str, read_data: bool, output_format: str) -> None:
+    """Check that a store is whole; exit code 1 if it is damaged or incomplete."""
+    from ndt_store.verify import verify as check
+
+    with progress_bar("verifying") as advance:
+        report = check(open_store(store), read_data=read_data, progress=advance)
+    columns = ("severity", "array", "block", "message")
+    if report.findings or output_format != "table":
+        emit([{name: getattr(f, name) for name in columns} for f in report.findings], output_format, columns=columns)
+    looked = "read and checked" if read_data else "measured"
+    tell(
+        f"{report.path}: {report.n_documents} documents, {report.n_commits} commits, {report.n_blocks} blocks "
+        f"({human_nbytes(report.nbytes)}) {looked}; "
+        + ("everything is as committed." if report.ok else f"{len(report.findings)} findings.")
+    )
+    if not report.ok:
+        sys.exit(EXIT_DAMAGED)

@@ -1,0 +1,180 @@
+"""Parts that every command shares: options defined once, tables, progress, and what an error becomes.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 good, 1 the store is damaged or incomplete, 2 wrong
+usage, 3 anything else that was expected to go wrong at times.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import rich_click as click
+
+from ndt_store.errors import IncompleteStoreError, IntegrityError, InvalidInputError, NdtError, NotFoundError
+from ndt_store.selection import Selection
+
+__all__ = [
+    "EXIT_DAMAGED",
+    "EXIT_EXPECTED",
+    "EXIT_USAGE",
+    "emit",
+    "exit_code",
+    "format_option",
+    "human_nbytes",
+    "progress_bar",
+    "selection_options",
+    "store_argument",
+    "tell",
+]
+
+EXIT_DAMAGED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_EXPECTED: Final = 3
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+store_argument = click.argument("store", metavar="STORE", type=click.Path())
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    help="How to print the result.",
+)
+
+
+def selection_options(command: F) -> F:
+    """Add ``--layer --checkpoint --example --label``; the command gets one `Selection` named `selection`."""
+
+    def gather(**values: Any) -> Any:
+        chosen = Selection(*(values.pop(name) for name in ("layer", "checkpoint", "example", "label")))
+        return command(selection=chosen, **values)
+
+    gather.__name__, gather.__doc__ = command.__name__, command.__doc__
+    wrapped: Any = gather
+    wrapped.__click_params__ = getattr(command, "__click_params__", [])
+    for name, example, what in (
+        ("label", "3", "Only examples of these classes."),
+        ("example", "0:50", "Only these dataset indices, ends included."),
+        ("checkpoint", "100:700", "Only these training steps, ends included."),
+        ("layer", "GLOB", "Only layers whose name matches."),
+    ):
+        wrapped = click.option(f"--{name}", metavar=example, default=None, help=what)(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def exit_code(error: NdtError) -> int:
+    """Exit code for an expected error."""
+    if isinstance(error, IntegrityError | IncompleteStoreError):
+        return EXIT_DAMAGED
+    if isinstance(error, InvalidInputError | NotFoundError):
+        return EXIT_USAGE
+    return EXIT_EXPECTED
+
+
+def tell(message: str) -> None:
+    """Say something on stderr."""
+    click.echo(message, err=True)
+
+
+def human_nbytes(nbytes: float) -> str:
+    """Bytes with a decimal unit, for people: 1,500,000 is 1.5 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(nbytes) < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def emit(
+    rows: Sequence[Mapping[str, Any]], output_format: str, *, title: str = "", columns: Sequence[str] | None = None
+) -> None:
+    """Print rows of one shape as a table, as JSON (a list of objects) or as CSV.
+
+    NaN, which JSON does not know, becomes null there.
+    """
+    names = list(columns or (rows[0] if rows else ()))
+    if output_format == "json":
+        plain = [{name: _jsonable(row.get(name)) for name in names} for row in rows]
+        click.echo(json.dumps(plain, indent=1, ensure_ascii=False))
+    elif output_format == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([row.get(name, "") for name in names] for row in rows)
+        click.echo(text.getvalue(), nl=False)
+    else:
+        _table(rows, names, title)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(), title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        numeric = all(isinstance(row.get(name), int | float) or row.get(name) is None for row in rows)
+        table.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in names))
+    # A pipe has no width of its own; a table cut to 80 columns would lose figures.
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return "NaN" if math.isnan(value) else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 100_000 else str(value)
+
+
+def _jsonable(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr; yields a function of (done, total).
+
+    Where stderr is not a terminal nothing is drawn, and one line says when the work is done.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+    if not console.is_terminal:
+        tell(f"{description}: done")
