@@ -10,7 +10,6 @@ store.
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import replace
 from importlib.resources import files
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from capture._idx import read_idx
 from capture._images import ImageData
+from capture._suggest import expected_one_of
 from ndt_store.errors import InvalidInputError, NotFoundError
 
 __all__ = [
@@ -87,9 +87,7 @@ def load_data(name: str, split: str, data_dir: str | os.PathLike[str] | None = N
     (1000, 1, 28, 28)
     """
     if name not in DATASET_NAMES:
-        near = difflib.get_close_matches(name, DATASET_NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InvalidInputError(f"No data set is called {name!r}, expected one of {', '.join(DATASET_NAMES)}{hint}")
+        raise InvalidInputError(f"No data set is called {name!r}, {expected_one_of(name, DATASET_NAMES)}.")
     if name == "digits":
         return load_digits(split)
     if name == "fashion-mnist-mini":

@@ -12,7 +12,6 @@ because that would overwrite the output that a tap on the layer before it return
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from capture._suggest import expected_one_of
 from ndt_store.errors import AlreadyExistsError, InvalidInputError
 
 __all__ = ["ImageTransformer", "build_model", "cnn", "mlp", "model_names", "register_model", "transformer"]
@@ -64,16 +64,12 @@ def build_model(
     ['flatten', 'linear1', 'relu1']
     """
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InvalidInputError(f"No model is called {name!r}, expected one of {', '.join(model_names())}{hint}")
+        raise InvalidInputError(f"No model is called {name!r}, {expected_one_of(name, model_names())}.")
     builder, defaults = _REGISTRY[name]
     known = list(inspect.signature(builder).parameters)[2:]
     for option in options:
         if option not in known:
-            raise InvalidInputError(
-                f"Model {name!r} has no option {option!r}, expected one of {', '.join(known) or 'none'}."
-            )
+            raise InvalidInputError(f"Model {name!r} has no option {option!r}, {expected_one_of(option, known)}.")
     shape = tuple(input_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise InvalidInputError(f"Model {name!r} got input shape {shape}, expected (channel, y, x) above 0.")

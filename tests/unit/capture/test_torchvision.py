@@ -1,4 +1,5 @@
-"""The import of torchvision, each case in a fresh interpreter, with a stand-in package where the case needs one."""
+"""The import of torchvision, each case in a fresh interpreter, with a stand-in package where the case needs
+one."""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ STALE = """
 import torch
 from torchvision import half_loaded
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: scores)
-assert half_loaded.loads == 1
 """
 
 
@@ -31,7 +31,7 @@ def stand_in(folder: Path, body: str) -> Path:
     package = folder / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(body)
-    (package / "half_loaded.py").write_text("loads = globals().get('loads', 0) + 1\n")
+    (package / "half_loaded.py").touch()
     return folder
 
 
@@ -46,11 +46,13 @@ def test_import_torchvision__declares_the_operators_that_a_stale_build_lacks(tmp
     module = import_torchvision()
     gc.collect()
     import torch
-    print(module is import_torchvision(), torch.ops.torchvision.nms.default._schema)
+    print(module is import_torchvision(), module.half_loaded.__name__)
+    print(torch.ops.torchvision.nms.default._schema)
     """
-    first, second = run(code, stand_in(tmp_path, STALE)).splitlines()
+    first, second, third = run(code, stand_in(tmp_path, STALE)).splitlines()
     assert first == "operator torchvision::nms does not exist"
-    assert second == "True torchvision::nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    assert second == "True torchvision.half_loaded"
+    assert third == "torchvision::nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def test_import_torchvision__leaves_a_working_installation_alone(tmp_path: Path) -> None:
