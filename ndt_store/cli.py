@@ -20,13 +20,13 @@ from ndt_store.cliparts import (
     exit_code,
     format_option,
     human_nbytes,
-    progress_bar,
     selection_options,
     store_argument,
     tell,
 )
 from ndt_store.errors import NdtError
 from ndt_store.layout import forecast
+from ndt_store.progress import progress_bar
 from ndt_store.reader import Store, open_store
 from ndt_store.schema import FORMAT_VERSION, layer_path
 from ndt_store.selection import Selection, pick

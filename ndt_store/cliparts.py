@@ -1,4 +1,4 @@
-"""Parts that every command shares: options defined once, tables, progress, and what an error becomes.
+"""Parts that every command shares: options defined once, tables, and what an error becomes.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 good, 1 the store is damaged or incomplete, 2 wrong
 usage, 3 anything else that was expected to go wrong at times.
@@ -11,8 +11,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import rich_click as click
@@ -28,7 +27,6 @@ __all__ = [
     "exit_code",
     "format_option",
     "human_nbytes",
-    "progress_bar",
     "selection_options",
     "store_argument",
     "tell",
@@ -143,38 +141,3 @@ def _cell(value: Any) -> str:
 
 def _jsonable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show progress on stderr; yields a function of (done, total).
-
-    Where stderr is not a terminal nothing is drawn, and one line says when the work is done.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield advance
-    if not console.is_terminal:
-        tell(f"{description}: done")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from ndt_store.schema import FORMAT_VERSION, ArraySpec, Schema
 __all__ = [
     "BLOCK_NBYTES",
     "Block",
+    "Rows",
     "block",
     "block_nbytes",
     "block_shape",
@@ -37,6 +38,7 @@ __all__ = [
     "numpy_dtype",
     "padded",
     "root_attributes",
+    "rows_of",
     "rows_per_block",
 ]
 
@@ -126,6 +128,23 @@ def block(spec: ArraySpec, index: int, checkpoint_index: int = 0) -> Block:
 def blocks(spec: ArraySpec, checkpoint_index: int = 0) -> Iterator[Block]:
     """Yield the blocks of a static array, or of a cube at one checkpoint, in order."""
     return (block(spec, index, checkpoint_index) for index in range(n_blocks(spec)))
+
+
+class Rows(Protocol):
+    """Values that are read a run of rows at a time: an array, or something that makes the rows when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extent of the whole."""
+
+    def __getitem__(self, rows: Any, /) -> Any:
+        """Return the values of a slice of rows."""
+
+
+def rows_of(spec: ArraySpec, values: Rows, where: Block) -> NDArray[Any]:
+    """Return one block's values, contiguous and of the array's dtype."""
+    part = np.asarray(values[where.start : where.stop] if spec.sizes else values)
+    return part if spec.dtype == "string" else np.ascontiguousarray(part, dtype=numpy_dtype(spec))
 
 
 def padded(spec: ArraySpec, data: NDArray[Any]) -> NDArray[Any]:

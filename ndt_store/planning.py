@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ndt_store.codecs import DEFAULT_PROFILE
 from ndt_store.dims import ATTENTIONS, CHECKPOINT, CLASS, EXAMPLE, GRADIENTS, KINDS, LAYERS_GROUP
@@ -70,8 +70,9 @@ class ProbeSet:
 
     Parameters
     ----------
-    inputs : ndarray
-        What the model sees, shape (example, ...); float or integer.
+    inputs : ndarray or Rows
+        What the model sees, shape (example, ...); float or integer. Anything with a shape and a dtype whose slices
+        give rows will do, so that a large probe set need not be in memory.
     labels : ndarray
         Class of each example, whole numbers, shape (example,).
     examples : ndarray, optional
@@ -84,7 +85,7 @@ class ProbeSet:
         Names of the dimensions of `inputs` after ``example``.
     """
 
-    inputs: NDArray[Any]
+    inputs: Any
     labels: NDArray[Any]
     examples: NDArray[Any] | None = None
     split: Sequence[str] | None = None
@@ -92,7 +93,7 @@ class ProbeSet:
     input_dims: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        n = len(self.inputs)
+        n = self.inputs.shape[0]
         if n == 0:
             raise InvalidInputError("The probe set is empty: give at least one example.")
         labels = np.asarray(self.labels)
@@ -114,10 +115,9 @@ class ProbeSet:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     arrays: list[ArraySpec] = field(default_factory=list)
-    values: dict[str, NDArray[Any]] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
 
-    def static(self, path: str, dims: tuple[str, ...], values: ArrayLike, codec: str = "none", **attrs: Any) -> None:
-        array = np.asarray(values)
+    def static(self, path: str, dims: tuple[str, ...], array: Any, codec: str = "none", **attrs: Any) -> None:
         dtype = "string" if array.dtype.kind in "OUT" else array.dtype.name
         rows = rows_per_block(array.shape, dtype)
         self.arrays.append(ArraySpec(path, dims, array.shape, dtype, rows, codec, attrs))
@@ -142,7 +142,7 @@ def plan_store(
     codec: str = DEFAULT_PROFILE,
     block_nbytes: int = BLOCK_NBYTES,
     attrs: Mapping[str, Any] | None = None,
-) -> tuple[Schema, dict[str, NDArray[Any]]]:
+) -> tuple[Schema, dict[str, Any]]:
     """Plan a store.
 
     Parameters
@@ -165,12 +165,12 @@ def plan_store(
     Returns
     -------
     schema : Schema
-    static : dict of str to ndarray
+    static : dict
         Values of the static arrays, for `StoreWriter.open`.
     """
     if not taps:
         raise InvalidInputError("There is nothing to capture: name at least one layer and one kind.")
-    n = len(probe.inputs)
+    n = probe.inputs.shape[0]
     plan = _Plan()
     examples = np.arange(n) if probe.examples is None else np.asarray(probe.examples)
     plan.static("example", (EXAMPLE,), examples.astype(np.int64), long_name="index in the data set")
@@ -180,7 +180,7 @@ def plan_store(
     if probe.split is not None:
         plan.static("split", (EXAMPLE,), np.asarray(list(probe.split), dtype=object), long_name="part of the data set")
         labelled = "label split"
-    input_dims = probe.input_dims or tuple(f"input_{n}" for n in range(probe.inputs.ndim - 1))
+    input_dims = probe.input_dims or tuple(f"input_{n}" for n in range(len(probe.inputs.shape) - 1))
     plan.static("input", (EXAMPLE, *input_dims), probe.inputs, codec, long_name="what the model saw")
     plan.cube("weights_digest", (), (), "string", "none", 1, long_name="SHA-256 of the weights")
     if n_classes is not None:

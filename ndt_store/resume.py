@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from numpy.typing import NDArray
-
 from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import encode
 from ndt_store.errors import ResumeMismatchError
-from ndt_store.layout import blocks, padded
+from ndt_store.layout import Rows, blocks, padded, rows_of
 from ndt_store.schema import Schema
 
 __all__ = ["check_same", "check_static", "mismatch"]
@@ -53,7 +51,7 @@ def check_same(catalogue: Catalogue, schema: Schema, provenance: Mapping[str, An
         raise mismatch(where, field.removeprefix("arrays."), stored, given)
 
 
-def check_static(catalogue: Catalogue, values: Mapping[str, NDArray[Any]]) -> None:
+def check_static(catalogue: Catalogue, values: Mapping[str, Rows]) -> None:
     """Compare the probe set with the store's, by the checksums of its encoded blocks.
 
     Raises
@@ -64,7 +62,7 @@ def check_static(catalogue: Catalogue, values: Mapping[str, NDArray[Any]]) -> No
     record = catalogue.record(None)
     for spec in catalogue.schema.static:
         for block, entry in zip(blocks(spec), record.arrays[spec.path].blocks, strict=True):
-            part = padded(spec, values[spec.path][block.start : block.stop])
+            part = padded(spec, rows_of(spec, values[spec.path], block))
             if encode(part, spec.codec).crc32c != entry.crc32c:
                 raise mismatch(
                     catalogue.storage.path,

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import encode
@@ -34,7 +34,18 @@ from ndt_store.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from ndt_store.layout import ROOT_DOCUMENT, Block, block, blocks, documents, n_blocks, numpy_dtype, padded
+from ndt_store.layout import (
+    ROOT_DOCUMENT,
+    Block,
+    Rows,
+    block,
+    blocks,
+    documents,
+    n_blocks,
+    numpy_dtype,
+    padded,
+    rows_of,
+)
 from ndt_store.resume import check_same, check_static
 from ndt_store.schema import ArraySpec, Schema
 from ndt_store.storage import LOCK_KEY, TEMPORARY, Lock, Storage, open_storage
@@ -57,7 +68,7 @@ class StoreWriter:
         path: Any,
         schema: Schema,
         *,
-        static: Mapping[str, ArrayLike],
+        static: Mapping[str, Rows],
         provenance: Mapping[str, Any],
     ) -> Self:
         """Create a store, or go on with one that was begun by the same call.
@@ -69,8 +80,9 @@ class StoreWriter:
         schema : Schema
             What it holds. Of an existing store the planned checkpoints may be a beginning of these; the rest is
             added.
-        static : mapping of str to array_like
-            Values of every static array, by path.
+        static : mapping of str to ndarray
+            Values of every static array, by path; or anything with a shape whose slices give them, so that a
+            large probe set need not be in memory.
         provenance : mapping
             ``identity`` holds what makes two captures the same one and is compared on resume; ``environment`` is
             kept from the first call.
@@ -233,16 +245,14 @@ class StoreWriter:
         return spec, self.schema.checkpoints.index(step)
 
 
-def _create(
-    storage: Storage, schema: Schema, values: Mapping[str, NDArray[Any]], provenance: Mapping[str, Any]
-) -> Catalogue:
+def _create(storage: Storage, schema: Schema, values: Mapping[str, Rows], provenance: Mapping[str, Any]) -> Catalogue:
     rendered = documents(schema, provenance)
     root = rendered.pop(ROOT_DOCUMENT)
     for key, data in rendered.items():
         storage.write(key, [data])
     arrays = {}
     for spec in schema.static:
-        parts = [_put(storage, spec, b, values[spec.path][b.start : b.stop]) for b in blocks(spec)]
+        parts = [_put(storage, spec, b, rows_of(spec, values[spec.path], b)) for b in blocks(spec)]
         arrays[spec.path] = ArrayEntry(
             tuple(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts)
         )
@@ -278,13 +288,13 @@ def _count_nonfinite(data: NDArray[Any]) -> tuple[int, int]:
     return nan, int(np.count_nonzero(np.isinf(data)))
 
 
-def _static_values(spec: ArraySpec, static: Mapping[str, ArrayLike]) -> NDArray[Any]:
+def _static_values(spec: ArraySpec, static: Mapping[str, Rows]) -> Rows:
     if spec.path not in static:
         raise InvalidInputError(f"The schema plans the static array {spec.path}, and no values were given for it.")
-    values = np.asarray(static[spec.path])
-    if values.shape != spec.sizes:
+    values = static[spec.path]
+    if tuple(values.shape) != spec.sizes:
         raise DimensionError(f"Values of {spec.path} have shape {values.shape}: expected {spec.sizes}.")
-    return values if spec.dtype == "string" else np.ascontiguousarray(values, dtype=numpy_dtype(spec))
+    return values
 
 
 def _check_only_leftovers(storage: Storage, schema: Schema) -> None:
