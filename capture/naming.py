@@ -1,0 +1,136 @@
+"""What a tap is attached to: which modules a pattern names, and the description of one tapped output.
+
+A module path is the dotted name of ``Module.named_modules``. Patterns are globs over its components: ``*``, ``?`` and
+``[...]`` stay inside one component, ``**`` stands for any number of components, none included.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ndt_store.errors import InvalidInputError
+
+__all__ = ["Site", "match_layers", "path_matches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One kind of tensor at one firing of one module, as discovery found it.
+
+    Parameters
+    ----------
+    name : str
+        Layer name: the module path, with ``#0``, ``#1``, ... appended when the module fires several times a pass.
+    kind : str
+        ``"activations"``, ``"gradients"`` or ``"attentions"``.
+    module_type : str
+        Class name of the module.
+    dims : tuple of str
+        Names of the axes of the tensor handed out, ``"example"`` first, without ``checkpoint``.
+    shape : tuple of int
+        Sizes of ``dims`` without ``"example"``.
+    dtype : str
+        NumPy name of the type handed out. float16, float32 and float64 stay what they are; bfloat16, which NumPy
+        lacks, becomes float32, which holds each of its values exactly. Attention probabilities are float32, or
+        float64 in a float64 model.
+    path : str
+        Module path.
+    call, calls : int
+        Which firing of the module this is, and how often it fires in one pass.
+    axes : tuple of int
+        Permutation that brings the module's own output into the order of ``dims``.
+    clone : bool
+        Whether something later in the pass writes into the output, so that the model goes on with a copy of it.
+    hands_on : bool
+        Whether the output is the module's very input, unchanged (``nn.Identity``, dropout in evaluation mode), so
+        that its gradient has to be told from that of the input's other uses.
+    """
+
+    name: str
+    kind: str
+    module_type: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    path: str
+    call: int
+    calls: int
+    axes: tuple[int, ...]
+    clone: bool = False
+    hands_on: bool = False
+
+
+def path_matches(path: str, pattern: str) -> bool:
+    """Tell whether a glob names a module path.
+
+    Examples
+    --------
+    >>> path_matches("encoder.layers.0", "encoder.*"), path_matches("encoder.layers.0", "encoder.**")
+    (False, True)
+    """
+    return _components_match(path.split("."), pattern.split("."))
+
+
+def _components_match(path: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not path
+    head, *rest = pattern
+    if head == "**":
+        return any(_components_match(path[skipped:], rest) for skipped in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], head) and _components_match(path[1:], rest)
+
+
+def match_layers(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the module paths that the patterns name, in module order, each once.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model; itself it has no path and is never matched.
+    patterns : sequence of str
+        Globs over module paths. A module registered under several paths is found by each of them and goes by the
+        first.
+
+    Returns
+    -------
+    tuple of str
+
+    Raises
+    ------
+    InvalidInputError
+        When there is no pattern, or one that names nothing; the message offers close names.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+    >>> match_layers(net, ["*"]), match_layers(net, ["1.?"])
+    (('0', '1'), ('1.0', '1.1'))
+    """
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not wanted:
+        raise InvalidInputError(
+            "layers names no pattern where at least one is needed; give layers=['**'] to tap every module"
+        )
+    first_path: dict[int, str] = {}
+    paths: list[str] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path:
+            first_path.setdefault(id(module), path)
+            paths.append(path)
+    canonical = {path: first_path[id(model.get_submodule(path))] for path in paths}
+    chosen: set[str] = set()
+    for pattern in wanted:
+        found = {canonical[path] for path in paths if path_matches(path, pattern)}
+        if not found:
+            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.4) or paths[:3]
+            hint = f"; close names are {', '.join(near)}" if near else " and has no submodules at all"
+            raise InvalidInputError(
+                f"layer pattern {pattern!r} names none of the {len(paths)} modules of {type(model).__name__}{hint}"
+            )
+        chosen |= found
+    return tuple(path for path in first_path.values() if path in chosen)

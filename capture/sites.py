@@ -1,0 +1,300 @@
+"""Find out, before the first byte is written, what the named modules emit and whether it can be captured.
+
+Discovery runs the model on three examples, then on two: the axis that changes holds the examples. A third pass taps
+the sites as the capture will and checks that the model still says the same, that each tap holds what left its module,
+and that no example's gradient reaches another example.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from capture.axes import axis_of_examples, canonical_axes, check_dims
+from capture.modelstate import model_device, refuse_wrapped
+from capture.naming import Site, match_layers
+from capture.objective import GradientOf, check_gradient_of
+from capture.probing import Firing, Observation, infer_dims, observe
+from capture.rehearsal import rehearse
+from capture.structures import take_examples
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, EXAMPLE, GRADIENTS, HEAD, KEY, KINDS, QUERY
+from ndt_store.errors import CaptureError, InvalidInputError
+
+__all__ = ["Site", "discover_sites", "match_layers"]
+
+_PROBES: Final = (3, 2)
+
+_DTYPES: Final = {
+    torch.float16: "float16",
+    torch.bfloat16: "float32",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+
+
+def discover_sites(
+    model: nn.Module,
+    patterns: Sequence[str],
+    kinds: Sequence[str],
+    example_inputs: Any,
+    labels: torch.Tensor | None = None,
+    *,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    gradient_of: GradientOf = "label_logit",
+    device: torch.device | str | None = None,
+    output: Callable[[Any], torch.Tensor] | None = None,
+) -> tuple[Site, ...]:
+    """Describe every tensor that the patterns and kinds ask for, from small passes that leave no trace.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    patterns : sequence of str
+        Globs over module paths, see `match_layers`. Matched modules that never run are passed over, as long as each
+        pattern names one that does.
+    kinds : sequence of str
+        Any of ``"activations"``, ``"gradients"``, ``"attentions"``.
+    example_inputs : torch.Tensor, tuple, list or mapping
+        A batch as the model takes it; its first three examples are used, repeated where there are fewer.
+    labels : torch.Tensor, optional
+        (example,), used with gradients; class 0 by default.
+    dims : mapping, optional
+        Pattern -> names of all axes of the module's output as the module emits them, for instance
+        ``{"norm": ("example", "y", "x", "unit")}`` for channels last. They are handed out in canonical order.
+    gradient_of, device, output
+        As in `capture.taps.Tapper`.
+
+    Returns
+    -------
+    tuple of Site
+        In module order, then by firing, then by kind. Axes are (example, unit), (example, token, unit),
+        (example, unit, x), (example, unit, y, x) or (example, unit, z, y, x), whichever the module's type, its
+        inputs and the modules inside it imply; a module that emits tokens before examples is transposed. Of several
+        tensors returned the first counts.
+
+    Raises
+    ------
+    InvalidInputError
+        When a pattern, kind or `dims` is unusable.
+    CaptureError
+        When the model fails on the probing batch, a pattern names only modules that never run, an output is not
+        floating point, lacks an axis of examples or has axes that cannot be named, nothing attends, attention
+        cannot be verified, batch norm uses batch statistics under gradients, or examples influence each other.
+
+    Notes
+    -----
+    Costs three forward passes of two or three examples, and a backward pass with gradients.
+    """
+    check_gradient_of(gradient_of)
+    refuse_wrapped(model)
+    asked = _check_kinds(kinds)
+    paths = match_layers(model, patterns)
+    given = _given_dims(model, dims or {})
+    place = model_device(model) if device is None else torch.device(device)
+    first, second = (
+        observe(
+            model,
+            take_examples(example_inputs, count),
+            place,
+            keep=frozenset(paths),
+            attentions=ATTENTIONS in asked,
+        )
+        for count in _PROBES
+    )
+    _check_each_pattern_fires(model, patterns, first)
+    order = {path: index for index, path in enumerate(paths)}
+    sites: list[Site] = []
+    if asked != {ATTENTIONS}:
+        sites += _output_sites(first, second, given, order, asked)
+    if ATTENTIONS in asked:
+        sites += _attention_sites(model, first, second, order)
+    sites.sort(key=lambda site: (order[site.path], site.call, KINDS.index(site.kind)))
+    if GRADIENTS in asked:
+        _refuse_batch_statistics(first)
+    inputs = take_examples(example_inputs, _PROBES[0])
+    some_labels = torch.zeros(_PROBES[0], dtype=torch.int64) if labels is None else take_examples(labels, _PROBES[0])
+    rehearse(model, sites, first, inputs, some_labels, gradient_of=gradient_of, device=place, output=output)
+    return tuple(sites)
+
+
+def _check_kinds(kinds: Sequence[str]) -> set[str]:
+    asked = {kinds} if isinstance(kinds, str) else set(kinds)
+    if not asked or not asked <= set(KINDS):
+        raise InvalidInputError(
+            f"kinds is {sorted(asked)} where one or more of {', '.join(KINDS)} were expected; name what to capture"
+        )
+    return asked
+
+
+def _given_dims(model: nn.Module, dims: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    given: dict[str, tuple[str, ...]] = {}
+    for pattern, names in dims.items():
+        checked = check_dims(pattern, names)
+        given.update(dict.fromkeys(match_layers(model, [pattern]), checked))
+    return given
+
+
+def _check_each_pattern_fires(model: nn.Module, patterns: Sequence[str], seen: Observation) -> None:
+    fired = {firing.path for firing in seen.firings} | {call.path for call in seen.attentions}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = match_layers(model, [pattern])
+        if not fired & set(matched):
+            raise CaptureError(
+                f"layer pattern {pattern!r} names {', '.join(matched[:3])}, none of which runs in the model's forward "
+                "(a container's items run, the container does not); name modules that run, as in "
+                f"{pattern + '.*'!r}"
+            )
+
+
+def _output_sites(
+    first: Observation,
+    second: Observation,
+    given: Mapping[str, tuple[str, ...]],
+    order: Mapping[str, int],
+    asked: set[str],
+) -> list[Site]:
+    named = infer_dims(first, second, given)
+    shapes = {
+        (firing.path, firing.call): tuple(firing.output.shape) for firing in second.firings if firing.output is not None
+    }
+    calls, calls_again = (Counter(firing.path for firing in seen.firings) for seen in (first, second))
+    sites = []
+    for firing in first.firings:
+        if firing.path not in order:
+            continue
+        if calls[firing.path] != calls_again[firing.path]:
+            raise CaptureError(
+                f"module {firing.path!r} runs {calls[firing.path]} times for {first.count} examples and "
+                f"{calls_again[firing.path]} times for {second.count}, where one number was expected; leave modules "
+                "that depend on the data out of layers"
+            )
+        dtype = _check_output(firing)
+        assert firing.output is not None
+        shape = tuple(firing.output.shape)
+        axis = _check_example_axis(firing, shape, shapes[firing.path, firing.call])
+        names = _check_names(firing, shape, axis, named[firing.path, firing.call])
+        axes = canonical_axes(names)
+        several = calls[firing.path] > 1
+        sites += [
+            Site(
+                name=f"{firing.path}#{firing.call}" if several else firing.path,
+                kind=kind,
+                module_type=type(firing.module).__name__,
+                dims=tuple(names[axis] for axis in axes),
+                shape=tuple(shape[axis] for axis in axes[1:]),
+                dtype=dtype,
+                path=firing.path,
+                call=firing.call,
+                calls=calls[firing.path],
+                axes=axes,
+                clone=firing.written_to_later(),
+                hands_on=firing.hands_on,
+            )
+            for kind in (ACTIVATIONS, GRADIENTS)
+            if kind in asked
+        ]
+    return sites
+
+
+def _described(firing: Firing) -> str:
+    return f"module {firing.path!r} ({type(firing.module).__name__})"
+
+
+def _check_output(firing: Firing) -> str:
+    tensor = firing.output
+    if tensor is None:
+        raise CaptureError(
+            f"{_described(firing)} returned no tensor where one was expected; leave it out of layers and name the "
+            "modules inside it"
+        )
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_inference():
+        raise CaptureError(
+            f"{_described(firing)} returned a nested, sparse or inference-mode tensor where a dense one was "
+            "expected; leave it out of layers"
+        )
+    if tensor.dtype not in _DTYPES:
+        raise CaptureError(
+            f"{_described(firing)} returned {tensor.dtype} where floating point was expected; leave it out of "
+            "layers, or tap a module before or after it"
+        )
+    return _DTYPES[tensor.dtype]
+
+
+def _check_example_axis(firing: Firing, shape: tuple[int, ...], again: tuple[int, ...]) -> int:
+    axis = axis_of_examples(shape, again, _PROBES)
+    if axis is None:
+        raise CaptureError(
+            f"{_described(firing)} emits shape {shape} for {_PROBES[0]} examples and {again} for {_PROBES[1]}, where "
+            "exactly one axis, of the number of examples, was expected to differ (windows or tokens folded into it?); "
+            "leave it out of layers, or tap the module that gives the examples an axis of their own"
+        )
+    return axis
+
+
+def _check_names(firing: Firing, shape: tuple[int, ...], axis: int, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    if names is None:
+        raise CaptureError(
+            f"{_described(firing)} emits shape {shape}, whose axes neither its type nor its surroundings name; say "
+            f"what they are with dims={{{firing.path!r}: (...)}}, one name an axis, example at place {axis}"
+        )
+    if len(names) != len(shape) or names[axis] != EXAMPLE:
+        raise InvalidInputError(
+            f"dims names {names} for {_described(firing)}, which emits shape {shape} with the examples at place "
+            f"{axis}; give one name an axis, as the module emits them"
+        )
+    return names
+
+
+def _attention_sites(model: nn.Module, first: Observation, second: Observation, order: Mapping[str, int]) -> list[Site]:
+    attending = list(dict.fromkeys(call.path for call in first.attentions))
+    if not set(attending) & set(order):
+        found = ", ".join(path or "(the model itself)" for path in attending)
+        advice = (
+            f"name some of those that do: {found}"
+            if attending
+            else "none of the model's modules does through nn.MultiheadAttention or scaled_dot_product_attention, "
+            "and attention written out by hand is not seen"
+        )
+        raise CaptureError(f"attentions were asked for, but none of the {len(order)} layers named attends; {advice}")
+    again = {(call.path, call.call): tuple(call.probabilities.shape) for call in second.attentions}
+    calls = Counter(call.path for call in first.attentions)
+    sites = []
+    for call in first.attentions:
+        if call.path not in order:
+            continue
+        module = model.get_submodule(call.path)
+        shape = tuple(call.probabilities.shape)
+        if axis_of_examples(shape, again.get((call.path, call.call), ()), _PROBES) != 0:
+            raise CaptureError(
+                f"attention in module {call.path!r} ({type(module).__name__}) has probabilities of shape {shape} for "
+                f"{_PROBES[0]} examples and {again.get((call.path, call.call))} for {_PROBES[1]}, where (example, "
+                "head, query, key) was expected; leave it out of layers for attentions"
+            )
+        sites.append(
+            Site(
+                name=f"{call.path}#{call.call}" if calls[call.path] > 1 else call.path,
+                kind=ATTENTIONS,
+                module_type=type(module).__name__,
+                dims=(EXAMPLE, HEAD, QUERY, KEY),
+                shape=shape[1:],
+                dtype=_DTYPES[call.probabilities.dtype],
+                path=call.path,
+                call=call.call,
+                calls=calls[call.path],
+                axes=(0, 1, 2, 3),
+            )
+        )
+    return sites
+
+
+def _refuse_batch_statistics(seen: Observation) -> None:
+    for firing in seen.firings:
+        if isinstance(firing.module, nn.modules.batchnorm._BatchNorm) and firing.module.running_mean is None:
+            raise CaptureError(
+                f"{_described(firing)} normalises by the statistics of the batch even in evaluation mode, so that "
+                "gradients of one example depend on the others; use track_running_stats=True, or leave gradients out"
+            )

@@ -1,0 +1,305 @@
+"""Run a batch through a model and hand out what its modules emit, and the gradients of it.
+
+How a gradient is taken: parameters leave the graph; the first tapped outputs become leaves of a new one; the sum over
+examples of one scalar each is differentiated with respect to every tapped output at once. In evaluation mode examples
+do not influence each other, so the gradient of the sum is each example's own (discovery checks it).
+
+Why the tensors are those that left the module: a module downstream may write into them (``ReLU(inplace=True)``).
+Where discovery saw that, the tap keeps the output and the model goes on with a copy; where it did not, the version
+counter of the kept tensor proves that nothing wrote into it this time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from capture.attention import AttentionRecorder
+from capture.modelstate import borrowed, model_device, refuse_wrapped
+from capture.naming import Site
+from capture.objective import GradientOf, check_gradient_of, class_logits, cross_entropy, model_output, scalars
+from capture.running import ModuleStack
+from capture.structures import batch_size, call_model, first_tensor, replace_first, tensors_in
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS
+from ndt_store.errors import CaptureError, InvalidInputError
+
+__all__ = ["BatchResult", "Tapper"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What one batch gave, on the model's device and out of every graph.
+
+    Parameters
+    ----------
+    logits : torch.Tensor or None
+        (example, class); None where the model's output is not class logits. bfloat16 becomes float32.
+    loss : torch.Tensor or None
+        (example,), cross-entropy in nats; None without class logits or integer labels.
+    prediction : torch.Tensor or None
+        (example,), int64, the largest logit.
+    tensors : dict
+        (site name, kind) -> tensor with the dims of the site, example first. They may share memory with each other
+        and with the inputs: copy before writing to either.
+    """
+
+    logits: torch.Tensor | None
+    loss: torch.Tensor | None
+    prediction: torch.Tensor | None
+    tensors: dict[tuple[str, str], torch.Tensor]
+
+
+class Tapper:
+    """Tap the sites of a model while it is entered; on the way out the model is as it was found.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    sites : sequence of Site
+        What ``discover_sites`` found on this model.
+    gradient_of : {"label_logit", "prediction_logit", "loss"} or callable
+        One scalar per example, or a callable of (output, labels) that gives it.
+    device : torch.device or str, optional
+        Where batches are moved; by default where the model's first parameter is. The model itself is never moved.
+    output : callable, optional
+        From what the model returns to its logits; by default the tensor returned, its ``logits``, or the first
+        tensor in it.
+
+    Raises
+    ------
+    InvalidInputError
+        When `gradient_of` is unknown or a site names a module the model does not have.
+    CaptureError
+        When the model is wrapped so that taps do not reach its modules.
+
+    Notes
+    -----
+    A gradient is zero where the scalar does not depend on the output. Without gradient sites the pass records no
+    graph; kernels may then differ in the last bit from those of a pass with gradients. On CUDA, models with recurrent
+    layers run without cuDNN for gradients, because cuDNN differentiates them in training mode only.
+
+    Examples
+    --------
+    >>> from capture.sites import discover_sites
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+    >>> inputs, labels = torch.ones(5, 3), torch.zeros(5, dtype=torch.int64)
+    >>> sites = discover_sites(net, ["0"], ["activations", "gradients"], inputs)
+    >>> with Tapper(net, sites) as tapper:
+    ...     result = tapper.run(inputs, labels)
+    >>> {key: tuple(tensor.shape) for key, tensor in result.tensors.items()}
+    {('0', 'activations'): (5, 4), ('0', 'gradients'): (5, 4)}
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        *,
+        gradient_of: GradientOf = "label_logit",
+        device: torch.device | str | None = None,
+        output: Callable[[Any], torch.Tensor] | None = None,
+    ) -> None:
+        refuse_wrapped(model)
+        self._model = model
+        self._sites = tuple(sites)
+        self._gradient_of = check_gradient_of(gradient_of)
+        self._device = model_device(model) if device is None else torch.device(device)
+        self._extract = output
+        self._gradients = any(site.kind == GRADIENTS for site in self._sites)
+        self._outputs = {(site.path, site.call): site for site in self._sites if site.kind != ATTENTIONS}
+        self._attending = {(site.path, site.call): site for site in self._sites if site.kind == ATTENTIONS}
+        self._differentiated = {(site.path, site.call) for site in self._sites if site.kind == GRADIENTS}
+        self._calls = {site.path: site.calls for site in self._outputs.values()}
+        self._modules = {path: _submodule(model, path) for path, _ in self._outputs}
+        self._stack: ModuleStack | None = None
+        self._undo: ExitStack | None = None
+        self._recording = False
+        self._fired: Counter[str] = Counter()
+        self._kept: dict[tuple[str, int], torch.Tensor] = {}
+        self._versions: dict[tuple[str, int], int] = {}
+
+    def __enter__(self) -> Tapper:
+        if self._undo is not None:
+            raise CaptureError("this Tapper is entered already, and a model is lent once at a time; make a second one")
+        with ExitStack() as undo:
+            undo.enter_context(borrowed(self._model, gradients=self._gradients))
+            if self._attending:
+                self._stack = undo.enter_context(ModuleStack(self._model))
+            for path, module in self._modules.items():
+                undo.callback(self._attach(path, module))
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()
+
+    def run(self, inputs: Any, labels: torch.Tensor | None = None) -> BatchResult:
+        """Run one batch.
+
+        Parameters
+        ----------
+        inputs : torch.Tensor, tuple, list or mapping
+            A tensor is the model's argument, a tuple or list its arguments, a mapping its keyword arguments;
+            examples along the first axis of the first tensor.
+        labels : torch.Tensor, optional
+            (example,), integer classes, or whatever a callable `gradient_of` takes.
+
+        Returns
+        -------
+        BatchResult
+
+        Raises
+        ------
+        CaptureError
+            When a tap does not fire as often as at discovery, an output was written to without notice, or the
+            model's output does not allow the gradient asked for.
+
+        Notes
+        -----
+        Costs one forward pass, with gradients also one backward pass without parameters, and for attentions the
+        score matrices. Exceptions of the model itself pass through unchanged.
+        """
+        if self._undo is None:
+            raise CaptureError("Tapper.run was called outside its with block; write `with Tapper(...) as tapper:`")
+        count = batch_size(inputs)
+        self._fired.clear()
+        try:
+            with torch.inference_mode(False), torch.set_grad_enabled(self._gradients), self._kernels():
+                return self._pass(inputs, labels, count)
+        finally:
+            self._recording = False
+            self._kept.clear()
+            self._versions.clear()
+
+    def _pass(self, inputs: Any, labels: torch.Tensor | None, count: int) -> BatchResult:
+        recorder: AttentionRecorder | None = None
+        with ExitStack() as scope:
+            if self._stack is not None:
+                recorder = AttentionRecorder(self._stack.innermost, {path for path, _ in self._attending})
+                scope.enter_context(recorder)
+            self._recording = True
+            raw = call_model(self._model, inputs, self._device)
+            self._recording = False
+        attentions = {(call.path, call.call): call.probabilities for call in recorder.calls} if recorder else {}
+        self._check_firings(set(attentions))
+        output = model_output(raw, self._extract)
+        gradients = self._differentiate(output, labels, count) if self._gradients else {}
+        self._check_versions()
+        tensors: dict[tuple[str, str], torch.Tensor] = {}
+        for site in self._sites:
+            found = {ACTIVATIONS: self._kept, GRADIENTS: gradients, ATTENTIONS: attentions}[site.kind]
+            tensors[site.name, site.kind] = _handed_out(found[site.path, site.call], site, count)
+        logits = class_logits(output.detach(), count)
+        return BatchResult(
+            logits=logits.float() if logits is not None and logits.dtype == torch.bfloat16 else logits,
+            loss=cross_entropy(logits, labels),
+            prediction=None if logits is None else logits.argmax(1),
+            tensors=tensors,
+        )
+
+    def _attach(self, path: str, module: nn.Module) -> Callable[[], None]:
+        def tap(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            call = self._fired[path]
+            self._fired[path] += 1
+            if not self._recording:
+                # A checkpointed block runs again in the backward pass and has to meet the same taps as before.
+                call %= self._calls[path]
+            site = self._outputs.get((path, call))
+            return output if site is None else self._on_output(site, (args, kwargs), output)
+
+        return module.register_forward_hook(tap, with_kwargs=True).remove
+
+    def _on_output(self, site: Site, inputs: Any, output: Any) -> Any:
+        emitted = first_tensor(output)
+        if emitted is None or emitted.is_inference():
+            got = "no tensor" if emitted is None else "a tensor made under torch.inference_mode"
+            raise CaptureError(
+                f"module {site.path!r} ({site.module_type}) returned {got} where a tensor was found at discovery; "
+                "make its forward return the same structure for every batch, outside inference mode"
+            )
+        kept = self._node(site, inputs, emitted) if (site.path, site.call) in self._differentiated else emitted
+        if self._recording:
+            self._kept[site.path, site.call] = kept
+            self._versions[site.path, site.call] = kept._version
+        onward = kept.clone() if site.clone else kept
+        return output if onward is emitted else replace_first(output, onward)
+
+    def _node(self, site: Site, inputs: Any, emitted: torch.Tensor) -> torch.Tensor:
+        """Return the place in the graph whose gradient is that of the output as it left the module."""
+        shared = site.hands_on or any(emitted is kept for kept in self._kept.values())
+        if emitted.requires_grad:
+            return emitted.view_as(emitted) if shared else emitted
+        # Marking a tensor that the caller or another module holds would leave a trace on it.
+        borrowed_input = shared or any(emitted is tensor for tensor in tensors_in(inputs))
+        return (emitted.detach() if borrowed_input else emitted).requires_grad_()
+
+    def _differentiate(
+        self, output: torch.Tensor, labels: torch.Tensor | None, count: int
+    ) -> dict[tuple[str, int], torch.Tensor]:
+        kept = {key: self._kept[key] for key in self._kept if key in self._differentiated}
+        values = scalars(self._gradient_of, output, labels, count)
+        if not values.requires_grad:
+            raise CaptureError(
+                f"the gradient of {len(kept)} tapped outputs was asked for, but the model's output depends on "
+                "none of them; look for torch.no_grad or detach in its forward, or tap modules before the output"
+            )
+        found = torch.autograd.grad(values.sum(), list(kept.values()), allow_unused=True)
+        return {
+            key: torch.zeros_like(node) if gradient is None else gradient
+            for (key, node), gradient in zip(kept.items(), found, strict=True)
+        }
+
+    def _check_firings(self, attended: set[tuple[str, int]]) -> None:
+        attention_calls = Counter(path for path, _ in attended)
+        for site in self._sites:
+            fired = attention_calls[site.path] if site.kind == ATTENTIONS else self._fired[site.path]
+            if fired != site.calls:
+                verb = "attended" if site.kind == ATTENTIONS else "fired"
+                raise CaptureError(
+                    f"module {site.path!r} ({site.module_type}) {verb} {fired} times for this batch where discovery "
+                    f"saw {site.calls}; leave modules that depend on the data out of layers, or make every batch "
+                    "take the same path"
+                )
+
+    def _check_versions(self) -> None:
+        for key, kept in self._kept.items():
+            if kept._version != self._versions[key]:
+                raise CaptureError(
+                    f"the output of module {key[0]!r} was written to after it left the module, which discovery did "
+                    "not see and a copy cannot mend; use an operation that is not in place on it"
+                )
+
+    def _kernels(self) -> Any:
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self._model.modules())
+        off = self._gradients and recurrent and self._device.type == "cuda"
+        return torch.backends.cudnn.flags(enabled=False) if off else ExitStack()
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise InvalidInputError(
+            f"site {path!r} is no module of {type(model).__name__}; discover the sites on the model that is tapped"
+        ) from None
+
+
+def _handed_out(tensor: torch.Tensor, site: Site, count: int) -> torch.Tensor:
+    ordered = tensor.detach().permute(site.axes)
+    if tuple(ordered.shape) != (count, *site.shape):
+        raise CaptureError(
+            f"{site.kind} of {site.name!r} have shape {tuple(ordered.shape)} where {(count, *site.shape)} was "
+            "expected from discovery; give every batch examples of one size"
+        )
+    return ordered.float() if ordered.dtype == torch.bfloat16 else ordered
