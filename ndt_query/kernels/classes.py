@@ -1,0 +1,62 @@
+"""Sums of each unit over the examples of each class: one pass, mergeable, float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ndt_query.kernels.blocks import Array, Block, position_means
+
+__all__ = ["ClassSums", "finalise", "merge", "one_hot", "update"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSums:
+    """State of the reduction.
+
+    Parameters
+    ----------
+    total : ndarray of float64 (checkpoint, class, unit)
+        Sum over examples of the mean over positions.
+    count : ndarray of int64 (class,)
+        Examples of each class.
+    nan_count : ndarray of int64 (checkpoint, unit)
+        Examples with a NaN at some position.
+    """
+
+    total: NDArray[np.float64]
+    count: NDArray[np.int64]
+    nan_count: NDArray[np.int64]
+
+
+def one_hot(codes: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
+    """Return indicator matrices (..., class, example) of class codes (..., example)."""
+    return np.asarray(codes[..., None, :] == np.arange(n_classes)[:, None], dtype=np.float64)
+
+
+def update(block: Block, codes: NDArray[np.int64], n_classes: int) -> ClassSums:
+    """State of one block whose examples have the class codes `codes` (example,)."""
+    means = position_means(block)
+    missing = np.isnan(means)
+    total = np.zeros((block.shape[0], n_classes, block.shape[3]))
+    # A product with 0 and 1 would spread one class's NaN and Inf over all of them.
+    if np.isfinite(means).all():
+        np.matmul(one_hot(codes, n_classes), means, out=total)
+    else:
+        for code in range(n_classes):
+            total[:, code] = means[:, codes == code].sum(axis=1)
+    return ClassSums(total, np.bincount(codes, minlength=n_classes), missing.sum(axis=1))
+
+
+def merge(left: ClassSums, right: ClassSums) -> ClassSums:
+    """Join the states of two disjoint sets of examples."""
+    return ClassSums(left.total + right.total, left.count + right.count, left.nan_count + right.nan_count)
+
+
+def finalise(state: ClassSums) -> dict[str, Array]:
+    """Mean (checkpoint, class, unit), NaN for a class without examples, and the count of NaN examples."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = state.total / state.count[:, None]
+    return {"mean": mean, "nan_count": state.nan_count}
