@@ -1,0 +1,25 @@
+from .checkpoints import list_checkpoints, load_weights, save_weights, weights_digest
+from .data import load_data
+from .forecast import Forecast
+from .models import build_model, register_model
+from .recipe import Recipe, load_recipe
+from .run import capture, plan
+from .session import Session
+from .training import train
+
+__all__ = [
+    "Forecast",
+    "Recipe",
+    "Session",
+    "build_model",
+    "capture",
+    "list_checkpoints",
+    "load_data",
+    "load_recipe",
+    "load_weights",
+    "plan",
+    "register_model",
+    "save_weights",
+    "train",
+    "weights_digest",
+]

@@ -1,0 +1,147 @@
+"""capture(): a model, its checkpoints and a probe set into one store, in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from capture.checkpoints import list_checkpoints, load_into, load_weights, weights_digest
+from capture.forecast import Forecast
+from capture.provenance import require_same_weights
+from capture.session import Session
+from ndt_store.catalogue import Catalogue
+from ndt_store.errors import InvalidInputError
+from ndt_store.layout import ROOT_DOCUMENT
+from ndt_store.reader import Store
+from ndt_store.storage import Storage, open_storage
+
+__all__ = ["capture", "plan"]
+
+Weights = Mapping[str, torch.Tensor] | str | os.PathLike[str]
+
+
+def capture(
+    model: nn.Module,
+    data: Any,
+    *,
+    store: str | os.PathLike[str] | Storage,
+    checkpoints: Sequence[tuple[int, Weights]] | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Store:
+    """Capture a model at its checkpoints; run the same call again to resume.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any module. Its weights and everything else about it are afterwards as they were before.
+    data : pair of arrays, dataset or ImageData
+        The probe set, see `Session`.
+    store : str, PathLike or Storage
+        Where the store is made, or found and resumed.
+    checkpoints : sequence of (step, state dict or file), or folder, optional
+        By default the model as it is, as step 0. Files are safetensors, or ``.pt`` read with ``weights_only``. A
+        folder is one that `ndt train` filled.
+    **options
+        As in `Session`: layers, kinds, gradient_of, dtype, batch_size, device, compression, output, dims, identity,
+        block_nbytes, check_disk, progress.
+
+    Returns
+    -------
+    Store
+        Open for reading, with every checkpoint committed.
+
+    Raises
+    ------
+    InvalidInputError, CaptureError, ResumeMismatchError, StorageError
+        As in `Session`; all but a full disk before the first byte is written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> data = torch.ones(6, 4), torch.zeros(6, dtype=torch.int64)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = capture(net, data, store=folder + "/run.zarr", layers=["*"], progress=False)
+    ...     made["0"].activations.shape
+    (1, 6, 3)
+    """
+    steps = _checkpoints(checkpoints)
+    storage = open_storage(store)
+    planned = [step for step, _ in steps]
+    session = Session(model, data, store=storage, checkpoints=planned, **options)
+    with _weights_kept(model, any(weights is not None for _, weights in steps)):
+        _check_committed(storage, model, steps)
+        with session:
+            for step, weights in steps:
+                if step not in session.committed:
+                    _load(model, weights)
+                    session.capture(step)
+            return session.store
+
+
+def plan(
+    model: nn.Module,
+    data: Any,
+    *,
+    store: str | os.PathLike[str] | Storage,
+    checkpoints: Sequence[tuple[int, Weights]] | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Forecast:
+    """Forecast what the same call of `capture` would take; nothing is written."""
+    planned = [step for step, _ in _checkpoints(checkpoints)]
+    return Session(model, data, store=store, checkpoints=planned, **options).forecast
+
+
+def _checkpoints(
+    given: Sequence[tuple[int, Weights]] | str | os.PathLike[str] | None,
+) -> list[tuple[int, Weights | None]]:
+    if given is None:
+        return [(0, None)]
+    pairs = list_checkpoints(given) if isinstance(given, str | os.PathLike) else list(given)
+    if not pairs:
+        raise InvalidInputError(f"checkpoints is {given!r} and holds none: give pairs of (step, weights).")
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair[0], bool) or not isinstance(pair[0], int):
+            raise InvalidInputError(f"A checkpoint is {pair!r}: expected a pair of (step, state dict or file).")
+    steps = [step for step, _ in pairs]
+    if len(set(steps)) != len(steps):
+        twice = next(step for step in steps if steps.count(step) > 1)
+        raise InvalidInputError(f"Checkpoint {twice} is given twice: each step has one set of weights.")
+    missing = [str(w) for _, w in pairs if isinstance(w, str | os.PathLike) and not Path(w).is_file()]
+    if missing:
+        raise InvalidInputError(f"{len(missing)} checkpoint files are not there, the first is {missing[0]}.")
+    return sorted(pairs, key=lambda pair: pair[0])
+
+
+def _check_committed(storage: Storage, model: nn.Module, steps: Sequence[tuple[int, Weights | None]]) -> None:
+    """Refuse other weights for what is committed, before anything is written."""
+    if not storage.exists(ROOT_DOCUMENT):
+        return
+    catalogue = Catalogue.read(storage)
+    for step, weights in steps:
+        if step in catalogue.committed:
+            _load(model, weights)
+            require_same_weights(catalogue, step, weights_digest(model.state_dict()))
+
+
+def _load(model: nn.Module, weights: Weights | None) -> None:
+    if weights is not None:
+        load_into(model, weights if isinstance(weights, Mapping) else load_weights(weights))
+
+
+@contextmanager
+def _weights_kept(model: nn.Module, changed: bool) -> Iterator[None]:
+    if not changed:
+        yield
+        return
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    try:
+        yield
+    finally:
+        model.load_state_dict(before)

@@ -1,0 +1,302 @@
+"""Session: capture a model's checkpoints one by one, from wherever its weights come.
+
+A session finds the sites, forecasts, opens the writer, and then captures one checkpoint at a time: run every batch,
+hand what comes out to the pipeline, commit. What was committed before is recognised by the digest of its weights and
+not captured again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from capture.checkpoints import weights_digest
+from capture.forecast import Forecast, forecast_capture
+from capture.modelstate import model_device
+from capture.objective import GradientOf
+from capture.pipeline import BlockAssembler, HostCopies
+from capture.probe import as_probe
+from capture.provenance import environment, name_of, report_nonfinite, require_same_weights
+from capture.sites import discover_sites
+from capture.taps import BatchResult, Tapper
+from ndt_store.catalogue import Catalogue
+from ndt_store.codecs import DEFAULT_PROFILE
+from ndt_store.dims import EXAMPLE
+from ndt_store.errors import InvalidInputError
+from ndt_store.layout import BLOCK_NBYTES, ROOT_DOCUMENT
+from ndt_store.planning import Tap, plan_store
+from ndt_store.progress import progress_bar
+from ndt_store.reader import Store, open_store
+from ndt_store.schema import ArraySpec, Schema, layer_path
+from ndt_store.storage import Storage, open_storage
+from ndt_store.writer import StoreWriter
+
+__all__ = ["Session"]
+
+_DTYPES: Final = ("float32", "float16", "native")
+_OUTPUTS: Final = ("logits", "loss", "prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    schema: Schema
+    static: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+class Session:
+    """Capture checkpoints of a model while it trains, or whenever its weights are right.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any module that takes a batch and returns class scores, or anything else where neither gradients of logits nor
+        logits are wanted. Left as found after each capture, also after an exception.
+    data : pair of arrays, dataset or ImageData
+        The probe set: (inputs, labels), or a dataset that gives (input, label).
+    store : str, PathLike or Storage
+        Where the store is made, or found and resumed.
+    layers : sequence of str
+        Globs over module paths: ``*`` stays between dots, ``**`` crosses them.
+    kinds : sequence of str
+        ``activations``, ``gradients``, ``attentions``.
+    checkpoints : sequence of int
+        Steps that are planned already; any later step may be added.
+    gradient_of : {"label_logit", "prediction_logit", "loss"} or callable
+        The scalar of each example that is differentiated.
+    dtype : {"float32", "float16", "native"}
+        What is stored. ``native`` keeps each layer's own type; bfloat16 is kept exactly, as float32.
+    batch_size : int
+        Examples in one pass. Numbers may differ in the last bit between batch sizes, so that it is part of the
+        capture's identity.
+    device : torch.device or str, optional
+        Where batches go; by default where the model is. The model is not moved.
+    compression : str
+        ``none``, ``fast`` or ``compact``.
+    output : callable, optional
+        From what the model returns to its class scores.
+    dims : mapping, optional
+        Names of the axes of a module's output by layer glob, where they cannot be inferred.
+    identity : mapping, optional
+        What else makes this capture the one it is, for example the recipe's digest; compared on resume.
+    check_disk : bool
+        Refuse when the capture could take more than the disk has free.
+    progress : bool
+        Draw a bar on stderr.
+
+    Raises
+    ------
+    InvalidInputError, CaptureError
+        Before the first byte: a pattern that matches nothing, a tap that never fires, labels that are no classes.
+    ResumeMismatchError
+        The store at this place was begun as another capture; names what differs.
+    StorageError
+        No room for the forecast.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> data = torch.ones(6, 4), torch.zeros(6, dtype=torch.int64)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with Session(net, data, store=folder + "/run.zarr", layers=["*"], progress=False) as session:
+    ...         for step in (0, 5):
+    ...             session.capture(step)
+    ...     session.store.checkpoints.tolist()
+    [0, 5]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        *,
+        store: str | os.PathLike[str] | Storage,
+        layers: Sequence[str],
+        kinds: Sequence[str] = ("activations",),
+        checkpoints: Sequence[int] = (),
+        gradient_of: GradientOf = "label_logit",
+        dtype: str = "float32",
+        batch_size: int = 256,
+        device: torch.device | str | None = None,
+        compression: str = DEFAULT_PROFILE,
+        output: Callable[[Any], torch.Tensor] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        identity: Mapping[str, Any] | None = None,
+        block_nbytes: int = BLOCK_NBYTES,
+        check_disk: bool = True,
+        progress: bool = True,
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise InvalidInputError(f"dtype is {dtype!r}: expected one of {', '.join(_DTYPES)}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InvalidInputError(f"batch_size is {batch_size!r}: expected a whole number of at least 1.")
+        self._model = model
+        self._storage = open_storage(store)
+        self._probe = as_probe(data)
+        self._batch_size = batch_size
+        self._device = model_device(model) if device is None else torch.device(device)
+        self._dtype = dtype
+        self._check_disk = check_disk
+        self._progress = progress
+        self._writer: StoreWriter | None = None
+        inputs, labels = next(self._probe.batches(batch_size))
+        options: dict[str, Any] = {"gradient_of": gradient_of, "device": self._device, "output": output}
+        self._sites = discover_sites(model, layers, kinds, inputs, labels, dims=dims, **options)
+        self._tapper = Tapper(model, self._sites, **options)
+        self._n_classes = self._count_classes(inputs[:2], labels[:2])
+        taps = [
+            Tap(site.name, site.kind, site.dims, site.shape, self._stored(site.dtype), site.module_type)
+            for site in self._sites
+        ]
+        schema, static = plan_store(
+            checkpoints,
+            self._probe.contents,
+            taps,
+            n_classes=self._n_classes,
+            codec=compression,
+            block_nbytes=block_nbytes,
+            attrs={"title": f"{type(model).__name__} on {self._probe.name}"},
+        )
+        own = {
+            "model": type(model).__name__,
+            "data": self._probe.name,
+            "dataset_digest": self._probe.digest,
+            "layers": [layers] if isinstance(layers, str) else list(layers),
+            "kinds": [kinds] if isinstance(kinds, str) else sorted(kinds),
+            "gradient_of": name_of(gradient_of),
+            "dtype": dtype,
+            "batch_size": batch_size,
+        }
+        self._prepared = _Prepared(
+            schema, static, {"identity": {**(identity or {}), **own}, "environment": environment(self._device)}
+        )
+
+    @property
+    def forecast(self) -> Forecast:
+        """Bytes, memory and room, before anything is written."""
+        return forecast_capture(self._prepared.schema, self._storage.path, self._batch_size)
+
+    @property
+    def store(self) -> Store:
+        """The store as it is now, open for reading."""
+        return open_store(self._storage)
+
+    @property
+    def committed(self) -> tuple[int, ...]:
+        """Steps that are committed, of an open session."""
+        return self._open_writer().committed
+
+    def __enter__(self) -> Self:
+        self._require_room(self._prepared.schema)
+        prepared = self._prepared
+        self._writer = StoreWriter.open(
+            self._storage, prepared.schema, static=prepared.static, provenance=prepared.provenance
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def capture(self, step: int) -> None:
+        """Capture the model as it is now and commit it as checkpoint `step`.
+
+        A step that is committed already is left alone when the model's weights are the same.
+
+        Parameters
+        ----------
+        step : int
+            Training step; larger than any step before unless it was planned.
+
+        Raises
+        ------
+        ResumeMismatchError
+            The step is committed with other weights.
+        CaptureError
+            What the model emits is not what it emitted at the start of the session.
+        """
+        writer = self._open_writer()
+        digest = weights_digest(self._model.state_dict())
+        if step in writer.committed:
+            require_same_weights(writer.catalogue, step, digest)
+            return
+        if step not in writer.schema.checkpoints:
+            self._require_room(writer.schema.with_checkpoints((step,)))
+            writer.extend([step])
+        specs = [spec for spec in writer.schema.cubes if EXAMPLE in spec.dims]
+        n_batches = -(-len(self._probe) // self._batch_size)
+        with ExitStack() as scope:
+            blocks = scope.enter_context(BlockAssembler(writer, step, specs))
+            advance = scope.enter_context(progress_bar(f"checkpoint {step}", show=self._progress))
+            scope.enter_context(self._tapper)
+            copies = HostCopies(self._device)
+            for done, (inputs, labels) in enumerate(self._probe.batches(self._batch_size), 1):
+                result = self._tapper.run(inputs, labels.to(self._device))
+                _add_all(blocks, copies.exchange(self._arrays(result)))
+                advance(done, n_batches)
+            _add_all(blocks, copies.exchange(None))
+            blocks.put("weights_digest", np.asarray(digest, dtype=object))
+            blocks.finish()
+        writer.commit(step, digest)
+        report_nonfinite(writer.catalogue, step)
+
+    def _arrays(self, result: BatchResult) -> dict[str, torch.Tensor]:
+        specs = {spec.path: spec for spec in self._open_writer().schema.cubes}
+        arrays = {layer_path(name, kind): tensor for (name, kind), tensor in result.tensors.items()}
+        if self._n_classes is not None:
+            arrays.update((name, getattr(result, name)) for name in _OUTPUTS)
+        # Cast on the device: half the bytes to copy, and the CPU stays free for the writers.
+        return {path: _cast(tensor, specs[path]) for path, tensor in arrays.items()}
+
+    def _count_classes(self, inputs: torch.Tensor, labels: torch.Tensor) -> int | None:
+        with self._tapper:
+            result = self._tapper.run(inputs, labels.to(self._device))
+        if result.logits is None:
+            return None
+        n_classes = result.logits.shape[1]
+        largest = int(np.max(self._probe.contents.labels))
+        if largest >= n_classes:
+            raise InvalidInputError(
+                f"The labels run to {largest} and the model gives {n_classes} class scores: expected labels from 0 to "
+                f"{n_classes - 1}."
+            )
+        return n_classes
+
+    def _stored(self, native: str) -> str:
+        return native if self._dtype == "native" else self._dtype
+
+    def _open_writer(self) -> StoreWriter:
+        if self._writer is None:
+            raise InvalidInputError("The session is not open: write `with capture.Session(...) as session:`.")
+        return self._writer
+
+    def _require_room(self, schema: Schema) -> None:
+        if not self._check_disk:
+            return
+        committed = Catalogue.read(self._storage).committed if self._storage.exists(ROOT_DOCUMENT) else ()
+        remaining = schema.with_checkpoints(tuple(step for step in schema.checkpoints if step not in committed))
+        if remaining.checkpoints:
+            forecast_capture(remaining, self._storage.path, self._batch_size).require_room(self._storage.path)
+
+
+def _add_all(blocks: BlockAssembler, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for path, rows in arrays.items():
+        blocks.add(path, rows)
+
+
+def _cast(tensor: torch.Tensor, spec: ArraySpec) -> torch.Tensor:
+    wanted: torch.dtype = getattr(torch, spec.dtype)
+    return tensor.detach().to(wanted)
