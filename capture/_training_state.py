@@ -151,7 +151,7 @@ class TrainingState:
         """Write the weights as the checkpoint of the current step."""
         weights = self.model.state_dict()
         digest = weights_digest(weights)
-        save_weights(checkpoint_path(folder, self.step), weights, {"step": str(self.step), "digest": digest})
+        save_weights(checkpoint_path(folder, self.step), weights, {"step": str(self.step)})
         self.weights[str(self.step)] = digest
 
     def save(self, folder: Path) -> None:
@@ -223,7 +223,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK_NAME).open("w")
+        lock = (folder / LOCK_NAME).open("a")
     except OSError as error:
         raise StorageError(f"Cannot train into {folder} ({error}), expected a folder to write to.") from error
     with lock:

@@ -84,7 +84,8 @@ def save_weights(path: PathLike, state_dict: StateDict, metadata: Mapping[str, s
     state_dict : mapping of str to torch.Tensor
         On any device, in any memory layout.
     metadata : mapping of str to str, optional
-        Goes into the file's header.
+        Goes into the file's header. With at most one entry, equal weights give equal files; safetensors writes
+        several in random order.
 
     Raises
     ------

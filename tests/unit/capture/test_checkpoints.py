@@ -118,6 +118,13 @@ def test_save_weights__keeps_dtypes_layouts_and_metadata(tmp_path: Path) -> None
         assert file.metadata() == {"step": "5"}
 
 
+def test_save_weights__equal_weights_give_equal_files(tmp_path: Path) -> None:
+    reversed_order = dict(reversed(sample().items()))
+    for name, weights in (("a", sample()), ("b", reversed_order)):
+        save_weights(tmp_path / f"{name}.safetensors", weights, {"step": "5"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
 def test_save_weights__keeps_both_names_of_tied_weights(tmp_path: Path) -> None:
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     model["head"].weight = model["embed"].weight
