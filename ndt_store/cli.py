@@ -123,7 +123,7 @@ def _facts(store: Store) -> dict[str, Any]:
     return {
         "store": store.path,
         "format version": FORMAT_VERSION,
-        **{key.replace("_", " "): str(value) for key, value in identity.items() if not isinstance(value, dict | list)},
+        **{key.replace("_", " "): _named(value) for key, value in identity.items()},
         "checkpoints": f"{len(steps)} of {len(planned)} committed"
         + (f", {steps[0]} to {steps[-1]}" if len(steps) else ""),
         "examples": str(len(store.examples)),
@@ -131,6 +131,12 @@ def _facts(store: Store) -> dict[str, Any]:
         "size": f"{human_nbytes(stored)} on disk, {human_nbytes(raw)} uncompressed",
         "complete": "yes" if store.is_complete else "no; run the same capture again to finish it",
     }
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("name", f"{len(value)} entries"))
+    return ", ".join(str(part) for part in value) if isinstance(value, list) else str(value)
 
 
 @cli.command()
@@ -189,3 +195,25 @@ def verify(store: str, read_data: bool, output_format: str) -> None:
     )
     if not report.ok:
         sys.exit(EXIT_DAMAGED)
+
+
+@cli.command()
+@click.option("--out", default="runs", show_default=True, type=click.Path(file_okay=False), help="Where results go.")
+@click.pass_context
+def demo(ctx: click.Context, out: str) -> None:
+    """Train, capture, verify, summarise and report a small CNN on the images that come with the package.
+
+    Takes a few minutes the first time; what is done already is not done again.
+    """
+    store, weights, page = f"{out}/demo.zarr", f"{out}/demo-checkpoints", f"{out}/demo-report"
+    for name, *arguments in (
+        ("train", "demo", "--checkpoints", weights),
+        ("capture", "demo", "--checkpoints", weights, "--store", store),
+        ("verify", store, "--read-data"),
+        ("summary", store),
+        ("report", store, "--out", page),
+    ):
+        command = cli.get_command(ctx, name)
+        assert command is not None, name
+        with command.make_context(name, list(arguments), parent=ctx) as step:
+            command.invoke(step)

@@ -1,0 +1,83 @@
+"""From a recipe to a store: what `ndt capture` and `ndt plan` do, as functions."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from capture.checkpoints import list_checkpoints
+from capture.forecast import Forecast
+from capture.recipe import Recipe
+from capture.run import capture
+from capture.session import Session
+from ndt_store.errors import NotFoundError
+from ndt_store.reader import Store
+
+__all__ = ["capture_recipe", "plan_recipe"]
+
+
+def capture_recipe(
+    recipe: Recipe,
+    store: str | os.PathLike[str],
+    checkpoints: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Store:
+    """Capture the checkpoints that a recipe's training kept; run it again to resume.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its every key is part of the capture's identity.
+    store, checkpoints : path
+        Where the store is or will be, and the folder that `capture.training.train_recipe` filled.
+    data_dir : path, optional
+        See `capture.data.load_data`.
+    device : str
+        Where the model runs.
+    progress : bool
+        Draw bars on stderr.
+
+    Raises
+    ------
+    NotFoundError
+        A checkpoint of the recipe is not in the folder.
+    NdtError
+        As `capture.capture` does.
+    """
+    found = dict(list_checkpoints(checkpoints)) if Path(checkpoints).is_dir() else {}
+    missing = [step for step in recipe.training.checkpoints if step not in found]
+    if missing:
+        raise NotFoundError(
+            f"{checkpoints} lacks {len(missing)} of {len(recipe.training.checkpoints)} checkpoints of recipe "
+            f"{recipe.name!r}, the first is step {missing[0]}: run `ndt train` with this recipe and folder first."
+        )
+    data = recipe.probe_data(data_dir)
+    steps = [(step, found[step]) for step in recipe.training.checkpoints]
+    model = recipe.build_model(data).to(device)
+    return capture(model, data, store=store, checkpoints=steps, progress=progress, **_options(recipe))
+
+
+def plan_recipe(
+    recipe: Recipe, store: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None
+) -> Forecast:
+    """Forecast what capturing a recipe takes; needs no trained weights and writes nothing."""
+    data = recipe.probe_data(data_dir)
+    model = recipe.build_model(data)
+    return Session(model, data, store=store, checkpoints=recipe.training.checkpoints, **_options(recipe)).forecast
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    asked = recipe.capture
+    return {
+        "layers": list(asked.layers),
+        "kinds": list(asked.kinds),
+        "gradient_of": asked.gradient_of,
+        "dtype": asked.dtype,
+        "batch_size": asked.batch_size,
+        "compression": asked.compression,
+        "identity": {"recipe": recipe.model_dump(mode="json")},
+    }
