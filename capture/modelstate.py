@@ -1,9 +1,9 @@
 """Borrow a model for a pass and give it back as it was found, also after an exception.
 
-What is put back: the training flag of each submodule, the ``requires_grad`` flag of each parameter, buffers that the
-pass wrote to or replaced, the random number generators of the CPU and of the devices the model is on, and the flag
-of the attention fast path. Flags are set as attributes rather than through ``eval()``, because a model may do more in
-an overridden ``train()`` (merge adapters, for one) than setting them back could undo.
+What is put back: the training flag of each submodule, buffers that the pass wrote to or replaced, the random number
+generators of the CPU and of the devices the model is on, and the flag of the attention fast path. Training flags are
+set as attributes rather than through ``eval()``, because a model may do more in an overridden ``train()`` (merge
+adapters, for one) than setting them back could undo.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from capture.structures import version_of
 from ndt_store.errors import CaptureError
 
-__all__ = ["borrowed", "model_device", "refuse_wrapped"]
+__all__ = ["borrowed", "model_device", "refuse_inference_weights", "refuse_wrapped"]
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
@@ -63,23 +63,32 @@ def refuse_wrapped(model: nn.Module) -> None:
             )
 
 
-@contextmanager
-def borrowed(model: nn.Module, *, gradients: bool) -> Iterator[None]:
-    """Put the model in evaluation mode for a pass that leaves no trace.
-
-    With `gradients`, parameters are kept out of the graph, so that nothing is computed for them and their ``.grad``
-    is never touched. The attention fast path is off meanwhile: it skips hooks and yields no weights.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    gradients : bool
-        Whether the pass records a graph.
+def refuse_inference_weights(model: nn.Module) -> None:
+    """Refuse models that gradients cannot pass through.
 
     Raises
     ------
     CaptureError
-        When gradients are wanted of a model whose parameters are inference tensors.
+        When a parameter was made under ``torch.inference_mode``.
+    """
+    for path, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise CaptureError(
+                f"parameter {path!r} was made under torch.inference_mode, which bars it from every graph, so that no "
+                "gradient can be captured; build or copy the model outside inference mode"
+            )
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode for passes that leave no trace.
+
+    The attention fast path is off meanwhile: it skips hooks and yields no weights. Parameters stay as they are, also
+    their ``requires_grad``: PyTorch picks kernels by it, and a capture is to compute what the model computes.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
 
     Notes
     -----
@@ -94,16 +103,6 @@ def borrowed(model: nn.Module, *, gradients: bool) -> Iterator[None]:
             if module.training:
                 undo.callback(setattr, module, "training", True)
                 module.training = False
-        if gradients:
-            for path, parameter in model.named_parameters():
-                if parameter.is_inference():
-                    raise CaptureError(
-                        f"parameter {path!r} was made under torch.inference_mode, which bars it from every graph, so "
-                        "that no gradient can be captured; build or copy the model outside inference mode"
-                    )
-                if parameter.requires_grad and parameter.is_leaf:
-                    undo.callback(parameter.requires_grad_, True)
-                    parameter.requires_grad_(False)
         yield
 
 

@@ -105,6 +105,7 @@ def scalars(gradient_of: GradientOf, output: torch.Tensor, labels: torch.Tensor 
     output : torch.Tensor
         What the model says.
     labels : torch.Tensor or None
+        A callable gets them on the device of the output.
     count : int
         Number of examples.
 
@@ -114,7 +115,7 @@ def scalars(gradient_of: GradientOf, output: torch.Tensor, labels: torch.Tensor 
         When the output or the labels do not allow it.
     """
     if callable(gradient_of):
-        values: Any = gradient_of(output, labels)
+        values: Any = gradient_of(output, None if labels is None else labels.to(output.device))
         if not isinstance(values, torch.Tensor) or values.shape != (count,):
             got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
             raise CaptureError(

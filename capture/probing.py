@@ -121,7 +121,7 @@ def observe(
     with ExitStack() as scope:
         scope.enter_context(torch.inference_mode(False))
         scope.enter_context(torch.no_grad())
-        scope.enter_context(borrowed(model, gradients=False))
+        scope.enter_context(borrowed(model))
         for path, module in model.named_modules():
             scope.callback(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True).remove)
             scope.callback(module.register_forward_hook(leave(path), always_call=True).remove)

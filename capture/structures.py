@@ -115,14 +115,13 @@ def take_examples(inputs: Any, count: int) -> Any:
 def call_model(model: nn.Module, inputs: Any, device: torch.device) -> Any:
     """Run the model: a tensor as its argument, a tuple or list as its arguments, a mapping as its keywords.
 
-    Tensors are moved to `device`, cut off from any graph of the caller, and freed of inference mode, under which no
-    gradient could be recorded.
+    Tensors are copied to `device`: the copy is in no graph of the caller and not bound to inference mode, and a model
+    that writes into its input does not spoil the caller's data.
     """
 
     def prepare(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            moved = value.detach().to(device, non_blocking=True)
-            return moved.clone() if moved.is_inference() else moved
+            return value.detach().to(device, non_blocking=True, copy=True)
         if isinstance(value, Mapping):
             return {key: prepare(child) for key, child in value.items()}
         if isinstance(value, list | tuple):

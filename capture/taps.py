@@ -1,8 +1,9 @@
 """Run a batch through a model and hand out what its modules emit, and the gradients of it.
 
-How a gradient is taken: parameters leave the graph; the first tapped outputs become leaves of a new one; the sum over
-examples of one scalar each is differentiated with respect to every tapped output at once. In evaluation mode examples
-do not influence each other, so the gradient of the sum is each example's own (discovery checks it).
+How a gradient is taken: the sum over examples of one scalar each is differentiated with respect to every tapped output
+at once, and to nothing else, so that parameters get no gradient and cost none. An output that is in no graph yet, of
+frozen layers or an embedding, begins one. In evaluation mode examples do not influence each other, so the gradient of
+the sum is each example's own (discovery checks it).
 
 Why the tensors are those that left the module: a module downstream may write into them (``ReLU(inplace=True)``).
 Where discovery saw that, the tap keeps the output and the model goes on with a copy; where it did not, the version
@@ -22,11 +23,11 @@ import torch
 from torch import nn
 
 from capture.attention import AttentionRecorder
-from capture.modelstate import borrowed, model_device, refuse_wrapped
+from capture.modelstate import borrowed, model_device, refuse_inference_weights, refuse_wrapped
 from capture.naming import Site
 from capture.objective import GradientOf, check_gradient_of, class_logits, cross_entropy, model_output, scalars
 from capture.running import ModuleStack
-from capture.structures import batch_size, call_model, first_tensor, replace_first, tensors_in
+from capture.structures import batch_size, call_model, first_tensor, replace_first
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS
 from ndt_store.errors import CaptureError, InvalidInputError
 
@@ -46,8 +47,8 @@ class BatchResult:
     prediction : torch.Tensor or None
         (example,), int64, the largest logit.
     tensors : dict
-        (site name, kind) -> tensor with the dims of the site, example first. They may share memory with each other
-        and with the inputs: copy before writing to either.
+        (site name, kind) -> tensor with the dims of the site, example first. They may share memory with each other:
+        copy before writing to one.
     """
 
     logits: torch.Tensor | None
@@ -82,8 +83,9 @@ class Tapper:
     Notes
     -----
     A gradient is zero where the scalar does not depend on the output. Without gradient sites the pass records no
-    graph; kernels may then differ in the last bit from those of a pass with gradients. On CUDA, models with recurrent
-    layers run without cuDNN for gradients, because cuDNN differentiates them in training mode only.
+    graph. Parameters that require gradients make PyTorch keep more of the graph in memory, not compute more. On
+    CUDA, models with recurrent layers run without cuDNN for gradients, because cuDNN differentiates them in training
+    mode only.
 
     Examples
     --------
@@ -113,6 +115,8 @@ class Tapper:
         self._device = model_device(model) if device is None else torch.device(device)
         self._extract = output
         self._gradients = any(site.kind == GRADIENTS for site in self._sites)
+        if self._gradients:
+            refuse_inference_weights(model)
         self._outputs = {(site.path, site.call): site for site in self._sites if site.kind != ATTENTIONS}
         self._attending = {(site.path, site.call): site for site in self._sites if site.kind == ATTENTIONS}
         self._differentiated = {(site.path, site.call) for site in self._sites if site.kind == GRADIENTS}
@@ -129,7 +133,7 @@ class Tapper:
         if self._undo is not None:
             raise CaptureError("this Tapper is entered already, and a model is lent once at a time; make a second one")
         with ExitStack() as undo:
-            undo.enter_context(borrowed(self._model, gradients=self._gradients))
+            undo.enter_context(borrowed(self._model))
             if self._attending:
                 self._stack = undo.enter_context(ModuleStack(self._model))
             for path, module in self._modules.items():
@@ -176,7 +180,9 @@ class Tapper:
         self._fired.clear()
         try:
             with torch.inference_mode(False), torch.set_grad_enabled(self._gradients), self._kernels():
-                return self._pass(inputs, labels, count)
+                # Labels made under inference mode could not be saved for the backward pass.
+                usable = labels.clone() if labels is not None and labels.is_inference() else labels
+                return self._pass(inputs, usable, count)
         finally:
             self._recording = False
             self._kept.clear()
@@ -209,18 +215,18 @@ class Tapper:
         )
 
     def _attach(self, path: str, module: nn.Module) -> Callable[[], None]:
-        def tap(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        def tap(_module: nn.Module, _args: Any, output: Any) -> Any:
             call = self._fired[path]
             self._fired[path] += 1
             if not self._recording:
                 # A checkpointed block runs again in the backward pass and has to meet the same taps as before.
                 call %= self._calls[path]
             site = self._outputs.get((path, call))
-            return output if site is None else self._on_output(site, (args, kwargs), output)
+            return output if site is None else self._on_output(site, output)
 
-        return module.register_forward_hook(tap, with_kwargs=True).remove
+        return module.register_forward_hook(tap).remove
 
-    def _on_output(self, site: Site, inputs: Any, output: Any) -> Any:
+    def _on_output(self, site: Site, output: Any) -> Any:
         emitted = first_tensor(output)
         if emitted is None or emitted.is_inference():
             got = "no tensor" if emitted is None else "a tensor made under torch.inference_mode"
@@ -228,33 +234,35 @@ class Tapper:
                 f"module {site.path!r} ({site.module_type}) returned {got} where a tensor was found at discovery; "
                 "make its forward return the same structure for every batch, outside inference mode"
             )
-        kept = self._node(site, inputs, emitted) if (site.path, site.call) in self._differentiated else emitted
+        kept = self._node(site, emitted) if (site.path, site.call) in self._differentiated else emitted
         if self._recording:
             self._kept[site.path, site.call] = kept
             self._versions[site.path, site.call] = kept._version
         onward = kept.clone() if site.clone else kept
         return output if onward is emitted else replace_first(output, onward)
 
-    def _node(self, site: Site, inputs: Any, emitted: torch.Tensor) -> torch.Tensor:
+    def _node(self, site: Site, emitted: torch.Tensor) -> torch.Tensor:
         """Return the place in the graph whose gradient is that of the output as it left the module."""
         shared = site.hands_on or any(emitted is kept for kept in self._kept.values())
         if emitted.requires_grad:
             return emitted.view_as(emitted) if shared else emitted
-        # Marking a tensor that the caller or another module holds would leave a trace on it.
-        borrowed_input = shared or any(emitted is tensor for tensor in tensors_in(inputs))
-        return (emitted.detach() if borrowed_input else emitted).requires_grad_()
+        # Marked itself where it can be: a module in place may be called for what it does rather than what it returns.
+        return (emitted.detach() if shared else emitted).requires_grad_()
 
     def _differentiate(
         self, output: torch.Tensor, labels: torch.Tensor | None, count: int
     ) -> dict[tuple[str, int], torch.Tensor]:
         kept = {key: self._kept[key] for key in self._kept if key in self._differentiated}
         values = scalars(self._gradient_of, output, labels, count)
-        if not values.requires_grad:
+        found: tuple[torch.Tensor | None, ...] = (None,) * len(kept)
+        if values.requires_grad:
+            found = torch.autograd.grad(values.sum(), list(kept.values()), allow_unused=True)
+        if all(gradient is None for gradient in found):
             raise CaptureError(
-                f"the gradient of {len(kept)} tapped outputs was asked for, but the model's output depends on "
-                "none of them; look for torch.no_grad or detach in its forward, or tap modules before the output"
+                f"the gradient at {', '.join(dict.fromkeys(path for path, _ in kept))} was asked for, but the model's "
+                "output depends on none of them; look for torch.no_grad or detach in its forward, or tap modules on "
+                "the way to the output"
             )
-        found = torch.autograd.grad(values.sum(), list(kept.values()), allow_unused=True)
         return {
             key: torch.zeros_like(node) if gradient is None else gradient
             for (key, node), gradient in zip(kept.items(), found, strict=True)
