@@ -1,1 +1,5 @@
-"""The activation store: one training run's activations, gradients and attentions, labelled and verified."""
+"""Questions about activations: named dimensions in, named dimensions out, lazily, within a memory budget."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

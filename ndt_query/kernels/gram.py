@@ -14,13 +14,12 @@ states serve the same results:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.blocks import Array, Block, as_float, spans
+from ndt_query.kernels.blocks import Array, Block, as_float, position_means, spans
 
 __all__ = ["Rows", "Scatter", "Spectrum", "merge_rows", "merge_scatter", "rows_spectrum", "scatter", "scatter_spectrum"]
 
@@ -42,6 +41,8 @@ class Scatter:
         ``sum y y'``.
     fourth : ndarray of float64 (...)
         ``sum |y|^4``.
+    nan_count : ndarray of int64 (...)
+        Values that are NaN.
     """
 
     n: NDArray[np.int64]
@@ -49,9 +50,10 @@ class Scatter:
     cubic: F64
     matrix: F64
     fourth: F64
+    nan_count: NDArray[np.int64]
 
     def __getitem__(self, group: int) -> Scatter:
-        return Scatter(self.n[group], self.mean[group], self.cubic[group], self.matrix[group], self.fourth[group])
+        return Scatter(*(getattr(self, field.name)[group] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class Spectrum:
         Nonzero eigenvalues of the scatter matrix, centred or not; NaN when the samples hold one.
     trace, trace_square, fourth : float
         tr C, tr C^2 and ``sum |y|^4`` of the centred scatter, whatever `eigenvalues` are of.
+    nan_count : int
+        Values of the samples that are NaN.
     """
 
     n: int
@@ -81,14 +85,17 @@ class Spectrum:
     trace: float
     trace_square: float
     fourth: float
+    nan_count: int
 
 
 def sample_rows(block: Block, mode: str) -> Array:
     """Arrange a block's values as samples (checkpoint, example, sample of the example, feature).
 
-    ``"flatten"`` makes each example one sample of all units and positions, ``"samples"`` makes each position one sample
-    of all units.
+    ``"flatten"`` makes each example one sample of all units and positions, ``"mean"`` one sample of the units' means
+    over positions, and ``"samples"`` makes each position one sample of all units.
     """
+    if mode == "mean":
+        return position_means(block)[:, :, None]
     n_checkpoints, n_examples, n_tokens, n_units, n_positions = block.shape
     if mode == "flatten":
         return block.reshape(n_checkpoints, n_examples, 1, -1)
@@ -99,9 +106,7 @@ def sample_rows(block: Block, mode: str) -> Array:
 def _scatter_of(samples: Array) -> Scatter:
     """Two-pass sums over samples (sample, feature), in stripes of rows."""
     n, d = samples.shape
-    if n == 0:
-        return Scatter(np.int64(0), np.zeros(d), np.zeros(d), np.zeros((d, d)), np.float64(0))  # type: ignore[arg-type]
-    mean = samples.mean(axis=0, dtype=np.float64)
+    mean = samples.mean(axis=0, dtype=np.float64) if n else np.zeros(d)
     cubic, matrix, fourth = np.zeros(d), np.zeros((d, d)), 0.0
     for rows in spans(n, _STRIPE_NBYTES // (8 * d)):
         y = samples[rows] - mean
@@ -109,7 +114,8 @@ def _scatter_of(samples: Array) -> Scatter:
         matrix += y.T @ y
         cubic += squared @ y
         fourth += float(squared @ squared)
-    return Scatter(np.int64(n), mean, cubic, matrix, np.float64(fourth))  # type: ignore[arg-type]
+    nan_count = np.isnan(samples).sum() if np.isnan(mean).any() else 0
+    return Scatter(np.array(n), mean, cubic, matrix, np.array(fourth), np.array(nan_count, np.int64))
 
 
 def scatter(samples: Array, groups: NDArray[np.int64], n_groups: int) -> Scatter:
@@ -131,10 +137,7 @@ def scatter(samples: Array, groups: NDArray[np.int64], n_groups: int) -> Scatter
 
 
 def _stack(parts: Sequence[Scatter]) -> Scatter:
-    def field(name: str) -> Any:
-        return np.stack([getattr(part, name) for part in parts])
-
-    return Scatter(field("n"), field("mean"), field("cubic"), field("matrix"), field("fourth"))
+    return Scatter(*(np.stack([getattr(part, field.name) for part in parts]) for field in fields(Scatter)))
 
 
 def _about(state: Scatter, mean: F64) -> Scatter:
@@ -154,6 +157,7 @@ def _about(state: Scatter, mean: F64) -> Scatter:
         + 4 * np.vecdot(delta, state.cubic)
         + 2 * square * trace
         + state.n * square * square,
+        state.nan_count,
     )
 
 
@@ -163,7 +167,8 @@ def merge_scatter(left: Scatter, right: Scatter) -> Scatter:
     with np.errstate(invalid="ignore"):
         mean = left.mean + (right.mean - left.mean) * (right.n / np.maximum(n, 1))[..., None]
         a, b = _about(left, mean), _about(right, mean)
-    return Scatter(n, mean, a.cubic + b.cubic, a.matrix + b.matrix, a.fourth + b.fourth)
+    nan_count = left.nan_count + right.nan_count
+    return Scatter(n, mean, a.cubic + b.cubic, a.matrix + b.matrix, a.fourth + b.fourth, nan_count)
 
 
 def merge_rows(left: Rows, right: Rows) -> Rows:
@@ -182,7 +187,8 @@ def scatter_spectrum(state: Scatter, centre: bool) -> Spectrum:
     matrix = state.matrix
     uncentred = matrix if centre else matrix + state.n * np.outer(state.mean, state.mean)
     trace, square = float(np.trace(matrix)), float(np.vdot(matrix, matrix))
-    return Spectrum(int(state.n), _eigenvalues(uncentred), trace, square, float(state.fourth))
+    nan_count = int(state.nan_count)
+    return Spectrum(int(state.n), _eigenvalues(uncentred), trace, square, float(state.fourth), nan_count)
 
 
 def sample_gram(values: Array) -> F64:
@@ -220,10 +226,11 @@ def rows_spectrum(values: Array, centre: bool, gram: F64 | None = None) -> Spect
         centred = gram - by_row[:, None] - by_row + by_row.mean()
         diagonal = np.diagonal(centred)
         trace, square, fourth = float(diagonal.sum()), float(np.vdot(centred, centred)), float(diagonal @ diagonal)
+    nan_count = int(np.isnan(values).sum()) if np.isnan(trace) else 0
     if centre:
-        return Spectrum(n, _eigenvalues(centred), trace, square, fourth)
+        return Spectrum(n, _eigenvalues(centred), trace, square, fourth, nan_count)
     raw = np.zeros((n, n))
     for columns in spans(d, _STRIPE_NBYTES // (8 * n)):
         stripe = values[:, columns].astype(np.float64)
         raw += stripe @ stripe.T
-    return Spectrum(n, _eigenvalues(raw), trace, square, fourth)
+    return Spectrum(n, _eigenvalues(raw), trace, square, fourth, nan_count)

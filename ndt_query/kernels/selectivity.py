@@ -159,7 +159,13 @@ def _tested(found: dict[str, F64], statistic: str, signed: NDArray[np.bool_]) ->
 
 
 def permutation_counts(
-    values: F64, codes: I64, n_classes: int, statistic: str, n_permutations: int, seed: int
+    values: F64,
+    codes: I64,
+    n_classes: int,
+    signed: NDArray[np.bool_],
+    statistic: str,
+    n_permutations: int,
+    seed: int,
 ) -> tuple[I64, F64]:
     """How many of m random relabellings give each unit at least its observed statistic, and that statistic.
 
@@ -174,13 +180,14 @@ def permutation_counts(
         Observed classes.
     n_classes : int
         Number of classes, each with an example.
+    signed : ndarray of bool (unit,)
+        Units with negative values, for which the index is not defined.
     statistic : str
         One of `STATISTICS`; ``"auto"`` is the index for non-negative units and d-prime for signed ones.
     n_permutations, seed : int
         Number of permutations and the seed that makes them repeatable.
     """
     counts = np.bincount(codes, minlength=n_classes)
-    signed = values.min(axis=0) < 0
     ranks = average_ranks(values) if statistic == "auroc" else None
     observed = _tested(_statistics(values, ranks, codes, counts, statistic, signed), statistic, signed)
     limit = observed - _TIE * np.maximum(1.0, np.abs(observed))

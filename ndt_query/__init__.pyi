@@ -1,0 +1,36 @@
+from . import plot
+from .activity import class_means, dead_units, neuron_importance, newly_active_units, top_examples, unit_moments
+from .geometry import dimensionality
+from .inference import (
+    Interval,
+    PermutationNull,
+    bootstrap_ci,
+    clopper_pearson,
+    effect_size,
+    fdr,
+    jackknife,
+    paired_permutation_test,
+    permutation_null,
+)
+from .selectivity import selectivity_index
+
+__all__ = [
+    "Interval",
+    "PermutationNull",
+    "bootstrap_ci",
+    "class_means",
+    "clopper_pearson",
+    "dead_units",
+    "dimensionality",
+    "effect_size",
+    "fdr",
+    "jackknife",
+    "neuron_importance",
+    "newly_active_units",
+    "paired_permutation_test",
+    "permutation_null",
+    "plot",
+    "selectivity_index",
+    "top_examples",
+    "unit_moments",
+]

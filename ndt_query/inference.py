@@ -1,0 +1,178 @@
+"""Intervals, nulls and multiple tests: thin uses of scipy.stats in which whole examples are what varies by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
+
+from ndt_query.intervals import Interval, bootstrap_ci, clopper_pearson, jackknife
+from ndt_store.errors import DimensionError, InvalidInputError
+
+__all__ = [
+    "Interval",
+    "PermutationNull",
+    "bootstrap_ci",
+    "clopper_pearson",
+    "effect_size",
+    "fdr",
+    "jackknife",
+    "paired_permutation_test",
+    "permutation_null",
+]
+
+F64 = NDArray[np.float64]
+_BATCH: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class PermutationNull:
+    """An observed statistic, its values under permuted labels, and p = (b + 1) / (m + 1).
+
+    Parameters
+    ----------
+    observed : ndarray (...)
+        The statistic of the labels as they are.
+    null : ndarray (permutation, ...)
+        The statistic of permuted labels.
+    p_value : ndarray (...)
+        Share of labellings, the observed one among them, that reach the observed statistic.
+    """
+
+    observed: F64
+    null: F64
+    p_value: F64
+
+
+def fdr(p_values: ArrayLike, *, axis: int = -1) -> F64:
+    """Benjamini-Hochberg adjusted p values, the tests along one axis being one family.
+
+    NaN stands for a test that could not be made: it stays NaN and does not count in the family. The level holds for
+    independent and for positively dependent tests (Benjamini and Yekutieli 2001).
+
+    Examples
+    --------
+    >>> fdr([0.01, 0.02, 0.9]).round(3).tolist()
+    [0.03, 0.03, 0.9]
+    """
+    values = np.moveaxis(np.asarray(p_values, dtype=np.float64), axis, -1)
+    if ((values < 0) | (values > 1)).any():
+        raise InvalidInputError("fdr needs p values between 0 and 1: got one outside of that.")
+    adjusted = np.full(values.shape, np.nan)
+    for place in np.ndindex(values.shape[:-1]):
+        made = ~np.isnan(values[place])
+        if made.any():
+            adjusted[place][made] = scipy.stats.false_discovery_control(values[place][made])
+    return np.moveaxis(adjusted, -1, axis)
+
+
+def permutation_null(
+    statistic: Callable[[NDArray[Any]], ArrayLike],
+    labels: ArrayLike,
+    *,
+    n_permutations: int = 1000,
+    seed: int = 0,
+) -> PermutationNull:
+    """Distribution of a statistic under permuted labels of whole examples.
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes labels (example,) and returns a number or an array; larger means a stronger effect. Whatever is selected
+        with the labels, as a preferred class is, has to be selected inside.
+    labels : array_like (example,)
+        Exchangeable under the null hypothesis.
+    n_permutations, seed : int
+        Number of permutations m and the seed that makes them repeatable.
+
+    Returns
+    -------
+    PermutationNull
+        With p = (b + 1) / (m + 1), b of the m permutations reaching the observed value; never 0, and valid whatever m
+        is (Phipson and Smyth 2010). NaN where the observed value is NaN.
+    """
+    if n_permutations < 1:
+        raise InvalidInputError(f"n_permutations={n_permutations} gives no null: expected at least 1.")
+    given = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    observed = np.asarray(statistic(given), dtype=np.float64)
+    null = np.stack([np.asarray(statistic(rng.permutation(given)), np.float64) for _ in range(n_permutations)])
+    # Equal sums that were added in another order differ by rounding.
+    reached = (null >= observed - 1e-10 * np.maximum(1.0, np.abs(observed))).sum(axis=0)
+    p_value = np.where(np.isnan(observed), np.nan, (reached + 1) / (n_permutations + 1))
+    return PermutationNull(observed, null, p_value)
+
+
+def paired_permutation_test(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    axis: int = 0,
+    n_permutations: int = 9999,
+    alternative: Literal["two-sided", "greater", "less"] = "two-sided",
+    seed: int = 0,
+) -> tuple[F64, F64]:
+    """Test the mean difference of pairs against swapping within pairs.
+
+    Parameters
+    ----------
+    a, b : array_like
+        Paired along `axis`, of one shape.
+    axis, n_permutations, seed : int
+        Exact where all swaps are fewer than `n_permutations`.
+    alternative : {"two-sided", "greater", "less"}
+        Of ``mean(a - b)``.
+
+    Returns
+    -------
+    difference, p_value : ndarray of float64
+        From `scipy.stats.permutation_test`.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if first.shape != second.shape:
+        raise DimensionError(f"Pairs need one shape: got {first.shape} and {second.shape}.")
+
+    def difference(x: F64, y: F64, axis: int) -> F64:
+        return np.asarray((x - y).mean(axis=axis))
+
+    found = scipy.stats.permutation_test(
+        (first, second), difference, permutation_type="samples", axis=axis, n_resamples=n_permutations,
+        alternative=alternative, vectorized=True, batch=_BATCH, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return np.asarray(found.statistic), np.asarray(found.pvalue)
+
+
+def effect_size(a: ArrayLike, b: ArrayLike, *, axis: int = 0, paired: bool = False) -> F64:
+    """Standardised mean difference of a over b.
+
+    Parameters
+    ----------
+    a, b : array_like
+        Samples along `axis`.
+    axis : int
+        The axis of samples.
+    paired : bool
+        Divide the mean difference of pairs by its own standard deviation (d_z). Otherwise Hedges' g: by the pooled
+        standard deviation, with the correction ``1 - 3 / (4 (n_a + n_b) - 9)`` for small samples (Hedges 1981).
+
+    Returns
+    -------
+    ndarray of float64
+        NaN where the spread is zero.
+    """
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    n_a, n_b = first.shape[axis], second.shape[axis]
+    if min(n_a, n_b) < 2 or (paired and first.shape != second.shape):
+        raise DimensionError(f"effect_size needs two or more samples, and pairs of one shape: got {n_a} and {n_b}.")
+    if paired:
+        change = first - second
+        spread, factor, shift = change.std(axis=axis, ddof=1), 1.0, change.mean(axis=axis)
+    else:
+        pooled = (n_a - 1) * first.var(axis=axis, ddof=1) + (n_b - 1) * second.var(axis=axis, ddof=1)
+        spread = np.sqrt(pooled / (n_a + n_b - 2))
+        factor, shift = 1 - 3 / (4 * (n_a + n_b) - 9), first.mean(axis=axis) - second.mean(axis=axis)
+    return np.asarray(np.where(spread > 0, factor * shift / np.where(spread > 0, spread, 1.0), np.nan))

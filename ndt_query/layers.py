@@ -1,0 +1,182 @@
+"""One question for one layer or for a whole store, and what every result says about itself.
+
+`per_unit` and `per_layer` turn a function of one activation array into one that also takes a layer's Dataset, a store
+or a DataTree. Results that have a ``unit`` dimension differ in length from layer to layer and come back as a DataTree
+with one node a layer; those without are stacked along a ``layer`` dimension.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeAlias, overload, runtime_checkable
+
+import numpy as np
+import xarray as xr
+
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, LAYER, LAYERS_GROUP
+from ndt_store.errors import InvalidInputError, NotFoundError
+
+__all__ = ["OneLayer", "StoreLike", "Whole", "described", "each_layer", "per_layer", "per_unit"]
+
+P = ParamSpec("P")
+LABEL_COORDS: Final = ("label", "split")
+
+
+@runtime_checkable
+class StoreLike(Protocol):
+    """What the mapping over layers needs of a store; `ndt_store.Store` has it."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers."""
+        ...
+
+    def __getitem__(self, layer: str) -> xr.Dataset: ...
+
+
+OneLayer: TypeAlias = xr.DataArray | xr.Dataset
+Whole: TypeAlias = StoreLike | xr.DataTree
+
+
+class PerUnit(Protocol[P]):
+    """A question whose answer has units."""
+
+    @overload
+    def __call__(self, data: OneLayer, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset: ...
+    @overload
+    def __call__(self, data: Whole, *args: P.args, **kwargs: P.kwargs) -> xr.DataTree: ...
+
+
+class PerLayer(Protocol[P]):
+    """A question whose answer has no units."""
+
+    def __call__(self, data: OneLayer | Whole, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
+        """Answer for one layer, or for all with a ``layer`` dimension."""
+        ...
+
+
+def per_unit(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> PerUnit[P]:
+    """Let a question about one array be asked of a store, answered by a DataTree keyed by layer."""
+
+    @functools.wraps(question)
+    def ask(data: Any, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset | xr.DataTree:
+        if isinstance(data, xr.DataArray | xr.Dataset):
+            return question(_array(data), *args, **kwargs)
+        answers = {layer: question(acts, *args, **kwargs) for layer, acts in each_layer(data)}
+        return xr.DataTree.from_dict(answers)
+
+    return ask  # type: ignore[return-value]
+
+
+def per_layer(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> PerLayer[P]:
+    """Let a question about one array be asked of a store, answered with a ``layer`` dimension."""
+
+    @functools.wraps(question)
+    def ask(data: Any, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
+        if isinstance(data, xr.DataArray | xr.Dataset):
+            return question(_array(data), *args, **kwargs)
+        answers = {layer: question(acts, *args, **kwargs) for layer, acts in each_layer(data)}
+        return _stacked(answers)
+
+    return ask
+
+
+def _stacked(answers: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    names = xr.Variable(LAYER, list(answers))
+    scalars = {name for one in answers.values() for name in one.coords if name not in one.dims}
+    parts = [one.drop_vars(scalars, errors="ignore") for one in answers.values()]
+    stacked = xr.concat(parts, dim=names, data_vars="all", coords="minimal", compat="equals", join="exact",
+                        combine_attrs="override")  # fmt: skip
+    for name, variable in parts[0].data_vars.items():
+        lead = [CHECKPOINT] if CHECKPOINT in variable.dims else []
+        stacked[name] = stacked[name].transpose(*lead, LAYER, ...)
+    stacked.attrs.pop("layer", None)
+    return stacked
+
+
+def each_layer(data: Any, kind: str = ACTIVATIONS) -> Iterator[tuple[str, xr.DataArray]]:
+    """Yield the layers of a store or DataTree that hold `kind`, with the examples' labels as coordinates.
+
+    Raises
+    ------
+    InvalidInputError
+        `data` is neither.
+    NotFoundError
+        No layer holds `kind`.
+    """
+    if isinstance(data, xr.DataTree):
+        found = dict(_tree_layers(data, kind))
+    elif isinstance(data, StoreLike):
+        layers = {name: data[name] for name in data.layers}
+        found = {name: one[kind] for name, one in layers.items() if kind in one}
+    else:
+        raise InvalidInputError(
+            f"Questions are asked of a DataArray, a layer's Dataset, a Store or a DataTree: got {type(data).__name__}."
+        )
+    if not found:
+        raise NotFoundError(f"No layer holds {kind}: capture them, or pass the array that you mean.")
+    yield from found.items()
+
+
+def _tree_layers(tree: xr.DataTree, kind: str) -> Iterator[tuple[str, xr.DataArray]]:
+    if LAYERS_GROUP not in tree.children:
+        raise NotFoundError(f"The DataTree has no group {LAYERS_GROUP!r}: pass the root of a store's tree.")
+    labels = {name: tree[name].variable for name in LABEL_COORDS if name in tree.dataset.variables}
+    for name, node in tree[LAYERS_GROUP].children.items():
+        if kind in node.data_vars:
+            yield name, node.to_dataset()[kind].assign_coords(labels).assign_attrs(layer=name, kind=kind)
+
+
+def _array(data: OneLayer) -> xr.DataArray:
+    if isinstance(data, xr.DataArray):
+        return data
+    if ACTIVATIONS in data:
+        return data[ACTIVATIONS]
+    kinds = ", ".join(str(name) for name in data.data_vars if name != ATTENTIONS) or "none"
+    raise NotFoundError(f"The Dataset has no {ACTIVATIONS} (it has {kinds}): pass the variable that you mean.")
+
+
+def described(
+    variables: Mapping[str, xr.DataArray],
+    acts: xr.DataArray,
+    what: str,
+    parameters: Mapping[str, Any],
+    *,
+    squeeze: bool,
+    units: Mapping[str, str] | None = None,
+) -> xr.Dataset:
+    """Make the Dataset of a result: variables, and attributes that say what they are.
+
+    Parameters
+    ----------
+    variables : mapping of str to DataArray
+        The result.
+    acts : DataArray
+        What was asked; its ``store``, ``layer`` and ``kind`` attributes are passed on, and its checkpoints named.
+    what : str
+        One line.
+    parameters : mapping
+        Options of the question, with anything else a reader needs to repeat it.
+    squeeze : bool
+        Drop the ``checkpoint`` dimension of size 1.
+    units : mapping of str to str, optional
+        A description (``long_name``) of variables by name.
+    """
+    result = xr.Dataset(dict(variables))
+    for name, text in (units or {}).items():
+        result[name].attrs["long_name"] = text
+    steps = np.atleast_1d(acts[CHECKPOINT].values) if CHECKPOINT in acts.coords else np.empty(0, np.int64)
+    if squeeze:
+        result = result.isel({CHECKPOINT: 0}, drop=CHECKPOINT not in acts.coords)
+    result.attrs = {
+        "what": what,
+        "parameters": json.dumps(dict(parameters), default=str, sort_keys=True),
+        **{key: acts.attrs[key] for key in ("store", "layer", "kind") if key in acts.attrs},
+        "commits": [int(step) for step in steps],
+        "n_examples": int(acts.sizes.get("example", 0)),
+        "software": f"ndt-activations {version('ndt-activations')}",
+    }
+    return result

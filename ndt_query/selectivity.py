@@ -1,0 +1,183 @@
+"""How strongly units prefer one class, and whether more strongly than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ndt_query.inference import fdr
+from ndt_query.inputs import LabelsLike, as_classes, canonical, one_of, require_count
+from ndt_query.kernels import selectivity as kernel
+from ndt_query.kernels.blocks import Array, Block, position_means
+from ndt_query.layers import described, per_unit
+from ndt_query.reduce import Output, reduce_examples
+from ndt_store.dims import UNIT
+
+__all__ = ["selectivity_index"]
+
+
+@dataclass(frozen=True, slots=True)
+class MeansState:
+    """Means over positions of the examples seen so far, in order."""
+
+    means: NDArray[np.float64]
+    lowest: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class SelectivityReduction:
+    """Gathers the mean over positions of every example, then asks `ndt_query.kernels.selectivity`."""
+
+    codes: NDArray[np.int64]
+    n_classes: int
+    statistic: str
+    n_permutations: int
+    seed: int
+    by_unit: bool = False
+    working_factor: float = 2.0
+
+    def update(self, block: Block, start: int) -> MeansState:  # noqa: ARG002
+        """State of one block."""
+        return MeansState(position_means(block), block.min(axis=(1, 2, 4)).astype(np.float64))
+
+    def merge(self, left: MeansState, right: MeansState) -> MeansState:
+        """Join two states."""
+        means = np.concatenate([left.means, right.means], axis=1)
+        return MeansState(means, np.minimum(left.lowest, right.lowest))
+
+    def finalise(self, state: MeansState) -> Mapping[str, Array]:
+        """Return arrays (checkpoint, unit)."""
+        rows = [self._one(means, lowest < 0) for means, lowest in zip(state.means, state.lowest, strict=True)]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _one(self, means: NDArray[np.float64], signed: NDArray[np.bool_]) -> dict[str, Array]:
+        n_units = means.shape[1]
+        finite = np.isfinite(means).all(axis=0)
+        values, signed = means[:, finite], signed[finite]
+        counts = np.bincount(self.codes, minlength=self.n_classes)
+        found: dict[str, Array] = {"nan_count": np.isnan(means).sum(axis=0)}
+
+        def spread(some: NDArray[np.float64]) -> NDArray[np.float64]:
+            whole = np.full(n_units, np.nan)
+            whole[finite] = some
+            return whole
+
+        names = ("selectivity_index", "d_prime", "auroc")
+        measured = kernel.statistics(values, self.codes, counts, "all", signed)
+        for name, key in zip(names, ("index", "dprime", "auroc"), strict=True):
+            found[name] = spread(measured[key])
+        preferred = np.full(n_units, -1)
+        preferred[finite] = measured["preferred"].astype(np.int64)
+        found["preferred"] = preferred
+        found["p_value"] = np.full(n_units, np.nan)
+        if self.n_permutations:
+            reached, observed = kernel.permutation_counts(
+                values, self.codes, self.n_classes, signed, self.statistic, self.n_permutations, self.seed
+            )
+            p_value = np.where(np.isnan(observed), np.nan, (reached + 1) / (self.n_permutations + 1))
+            found["p_value"] = spread(p_value)
+        found["q_value"] = fdr(found["p_value"])
+        return found
+
+    def outputs(self) -> Mapping[str, Output]:
+        """Return numbers a unit."""
+        floats = ("selectivity_index", "d_prime", "auroc", "p_value", "q_value")
+        kinds = dict.fromkeys(floats, "float64") | {"preferred": "int64", "nan_count": "int64"}
+        return {name: Output((UNIT,), (0,), kind) for name, kind in kinds.items()}
+
+    def state_nbytes(self, n_checkpoints: int, n_examples: int, n_units: int) -> int:
+        """Return the size of a number for each example and unit."""
+        return 8 * n_checkpoints * n_examples * n_units
+
+
+@per_unit
+def selectivity_index(
+    acts: xr.DataArray,
+    labels: LabelsLike | None = None,
+    *,
+    statistic: str = "auto",
+    n_permutations: int = 1000,
+    seed: int = 0,
+    memory: int | str | None = None,
+) -> xr.Dataset:
+    """Measure how strongly each unit prefers one class over the others.
+
+    Parameters
+    ----------
+    acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
+        Activations; they are averaged over positions first.
+    labels : array-like or DataArray (example,), optional
+        Class of each example; the coordinate ``label`` without it.
+    statistic : {"auto", "index", "dprime", "auroc"}
+        What the p value tests. ``"auto"`` is the index for units without negative values and d-prime for the others.
+    n_permutations : int
+        Label permutations m; 0 leaves p and q out (NaN).
+    seed : int
+        Makes the permutations repeatable; checkpoints share them.
+    memory : int or str, optional
+        Budget of the query, see `ndt_query.budget`.
+
+    Returns
+    -------
+    Dataset or DataTree
+        Over (checkpoint, unit), with the preferred class the one of the largest mean:
+
+        ``selectivity_index``
+            (m_max - m_rest) / (m_max + m_rest) with m_rest the mean of the other classes' means (Morcos et al. 2018);
+            NaN for units with negative values, for which it means nothing, and for dead ones.
+        ``d_prime``
+            Mean of the preferred class less that of all other examples, over the root mean of their variances.
+        ``auroc``
+            Probability that an example of the preferred class exceeds one of the others, ties counting half.
+        ``preferred_class``
+            Its label; NaN, or an empty text, where unknown.
+        ``p_value``
+            (b + 1) / (m + 1), b of m permutations of the labels reaching the statistic. Each permutation chooses its
+            own preferred class, so that the selection is in the null. NaN where the statistic is.
+        ``q_value``
+            Benjamini-Hochberg over the units of one checkpoint that have a p value.
+        ``preferred``, ``nan_count``
+            Position of the preferred class among the sorted labels, -1 where unknown; examples with a NaN.
+
+        A unit with a NaN or Inf has NaN throughout.
+
+    Raises
+    ------
+    DimensionError, InvalidInputError, NotFoundError
+        The labels are missing, too few or too many, NaN, all the same, or of other examples.
+
+    Notes
+    -----
+    One pass over the data, then m products of (class, example) with (example, unit) for each checkpoint. Memory: the
+    averaged activations of the checkpoints in work, 8 bytes an example and unit. An index near 0 of a unit that fires
+    in a handful of examples is as uncertain as one near 1: read it beside q. d-prime and AUROC are in sample: they are
+    biased upwards by the choice of the class, which p accounts for and they do not.
+    """
+    one_of("statistic", statistic, kernel.STATISTICS)
+    require_count("n_permutations", n_permutations, 0)
+    acts, squeeze = canonical(acts)
+    classes = as_classes(acts, labels)
+    reduction = SelectivityReduction(classes.codes, len(classes.names), statistic, n_permutations, seed)
+    found = reduce_examples(acts, reduction, what="selectivity_index", memory=memory)
+    found["preferred_class"] = _named(found["preferred"], classes.names)
+    parameters = {"statistic": statistic, "n_permutations": n_permutations, "seed": seed, "classes": len(classes.names)}
+    result = described(found, acts, "class selectivity of each unit", parameters, squeeze=squeeze)
+    result["preferred"].attrs["classes"] = [str(name) for name in classes.names]
+    return result
+
+
+def _named(preferred: xr.DataArray, names: Array) -> xr.DataArray:
+    """Turn positions into labels; unknown is NaN for numbers and the empty string for text."""
+    numeric = names.dtype.kind in "iufb"
+    table = np.append(names.astype(np.float64), np.nan) if numeric else np.append(names.astype(str), "")
+
+    def look_up(positions: NDArray[np.int64]) -> Array:
+        # Position -1 is the last entry: unknown.
+        return np.asarray(table[positions])
+
+    named: xr.DataArray = xr.apply_ufunc(look_up, preferred, dask="parallelized", output_dtypes=[table.dtype])
+    return named
