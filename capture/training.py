@@ -160,9 +160,8 @@ def train(
 
     Notes
     -----
-    While it runs, torch's global random state and determinism flags belong to it; they are put back
-    afterwards, also after an exception. Buffers that a module keeps out of its state dict are not part of the
-    state.
+    Torch's global random state and determinism flags are its own meanwhile and are put back, also after an
+    exception. Buffers that a module keeps out of its state dict are not part of the state.
     """
     if settings.batch_size > len(data):
         raise InvalidInputError(

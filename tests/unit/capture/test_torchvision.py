@@ -13,7 +13,7 @@ import pytest
 
 STALE = """
 import torch
-from torchvision import half_loaded
+import torchvision.half_loaded
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: scores)
 """
 

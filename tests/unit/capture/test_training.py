@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from capture import training
+from capture._training_state import TrainingState
 from capture.checkpoints import checkpoint_path, list_checkpoints, load_weights, save_weights, weights_digest
 from capture.data import ImageData, load_digits
 from capture.models import build_model
@@ -126,7 +127,9 @@ def test_train__sgd_follows_the_momentum_formula(data: ImageData) -> None:
 
 
 def test_train__twice_gives_the_same_files_bit_for_bit(data: ImageData, tmp_path: Path) -> None:
+    torch.manual_seed(1)
     first = train(SETTINGS, model(), data, save=tmp_path / "a")
+    torch.manual_seed(2)
     second = train(SETTINGS, model(), data, save=tmp_path / "b")
     assert first.weights_digest == second.weights_digest
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
@@ -192,6 +195,27 @@ def test_train__killed_and_resumed_gives_the_same_files(
     torch.manual_seed(killed_at)
     result = train(settings, model(), data, save=tmp_path / "killed")
     assert result.n_trained == STEPS - (0 if killed_at < 6 else 5 if killed_at < 10 else 9)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "through")
+
+
+@pytest.mark.parametrize("killed_at", [0, 5])
+def test_train__killed_between_a_checkpoint_and_its_state_resumes(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    save_checkpoint = TrainingState.save_checkpoint
+
+    def save_and_die(self: TrainingState, folder: Path) -> None:
+        save_checkpoint(self, folder)
+        if self.step == killed_at:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save_checkpoint", save_and_die)
+        with pytest.raises(KilledError):
+            train(SETTINGS, model(), data, save=tmp_path / "killed")
+    assert list_checkpoints(tmp_path / "killed")[-1][0] == killed_at
+    train(SETTINGS, model(), data, save=tmp_path / "killed")
+    train(SETTINGS, model(), data, save=tmp_path / "through")
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "through")
 
 
@@ -374,12 +398,17 @@ def test_train__refuses_batches_larger_than_the_data(data: ImageData) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("enabled", [False, True])
-def test_train__puts_torchs_global_state_back(data: ImageData, fails: bool, enabled: bool) -> None:
+def test_train__puts_torchs_global_state_back(
+    data: ImageData, fails: bool, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if enabled:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    else:
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     torch.manual_seed(5)
     trained = model()
     trained[1].eval()
     before = torch.get_rng_state()
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     torch.use_deterministic_algorithms(enabled, warn_only=enabled)
     torch.backends.cudnn.benchmark = enabled
     inside: list[bool] = []
@@ -409,7 +438,7 @@ def test_train__puts_torchs_global_state_back(data: ImageData, fails: bool, enab
     assert inside
     assert all(inside)
     assert torch.equal(torch.get_rng_state(), before)
-    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == workspace
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":16:8" if enabled else None)
     assert (trained.training, trained[1].training, trained[4].training) == (True, False, True)
 
 
