@@ -1,0 +1,124 @@
+"""Commands print results on stdout, words on stderr, and end with the documented exit codes."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ndt_store.cli import main
+from ndt_store.testing import simulate_store
+
+
+@pytest.fixture
+def store(tmp_path):
+    planted = np.ones((3, 12, 10), np.float32)
+    planted[2, 0, :3] = np.nan
+    return simulate_store(tmp_path / "s.zarr", planted={"layers/fc/activations": planted}).store
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_info_says_what_the_store_is(store, capsys):
+    code, out, err = run(capsys, "info", store.path, "--format", "json")
+    facts = {row["what"]: row["value"] for row in json.loads(out)}
+    assert (code, err) == (0, "")
+    assert facts["model"] == "simulated"
+    assert facts["checkpoints"] == "3 of 3 committed, 0 to 100"
+    assert facts["layers"] == "3: conv1, blocks.0, fc"
+    assert facts["complete"] == "yes"
+
+
+def test_ls_lists_shapes_and_what_is_not_finite(store, capsys):
+    code, out, _ = run(capsys, "ls", store.path, "--layer", "f*", "--checkpoint", "10:100", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert [(row["layer"], row["kind"], row["shape"], row["nan"]) for row in rows] == [
+        ("fc", "activations", "2 x 12 x 10", "3"),
+        ("fc", "gradients", "2 x 12 x 10", "0"),
+    ]
+
+
+@pytest.mark.parametrize("output_format", ["table", "json", "csv"])
+def test_every_format_holds_every_row(store, capsys, output_format):
+    _, out, _ = run(capsys, "ls", store.path, "--format", output_format)
+    assert all(out.count(layer) >= 2 for layer in store.layers)
+
+
+def test_verify_of_a_whole_store_exits_0(store, capsys):
+    code, out, err = run(capsys, "verify", store.path, "--read-data")
+    assert (code, out) == (0, "")
+    assert "everything is as committed" in err
+
+
+def test_verify_of_a_damaged_store_exits_1_and_names_the_block(store, capsys, tmp_path):
+    key = store.catalogue.record(10).arrays["layers/fc/activations"].blocks[0].key
+    (tmp_path / "s.zarr" / key).unlink()
+    code, out, err = run(capsys, "verify", store.path, "--format", "json")
+    (finding,) = json.loads(out)
+    assert (code, finding["block"], finding["severity"]) == (1, key, "damaged")
+    assert "1 findings" in err
+
+
+def test_verify_of_an_unfinished_store_exits_1(tmp_path, capsys):
+    simulate_store(tmp_path / "u", n_committed=1)
+    code, out, _ = run(capsys, "verify", tmp_path / "u", "--format", "json")
+    assert (code, json.loads(out)[0]["severity"]) == (1, "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("info", "{tmp}/none"), 2, "does not exist"),
+        (("ls", "{store}", "--layer", "conv9"), 2, "no layer like 'conv9'"),
+        (("ls", "{store}", "--checkpoint", "60"), 2, "no checkpoint 60: the nearest are 10 and 100"),
+        (("ls", "{store}", "--checkpoint", "200:300"), 2, "No checkpoint lies in 200:300"),
+        (("ls", "{store}", "--checkpoint", "soon"), 2, "is no selector"),
+        (("ls", "{store}", "--nonsense"), 2, "No such option"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(store, tmp_path, capsys, arguments, code, words):
+    given = [part.format(tmp=tmp_path, store=store.path) for part in arguments]
+    got, out, err = run(capsys, *given)
+    assert (got, out) == (code, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from ndt_store.errors import NotFoundError
+
+    with pytest.raises(NotFoundError):
+        main(["--debug", "info", str(tmp_path / "none")])
+
+
+def test_info_imports_nothing_heavy(store):
+    program = (
+        "import sys\nfrom ndt_store.cli import main\n"
+        f"try:\n    main(['info', {store.path!r}])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'xarray', 'zarr', 'dask', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_and_option_says_what_it_is_for():
+    import click
+
+    from ndt_store.cli import cli
+
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command.help, name
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or parameter.help, f"{name} {parameter.name}"

@@ -1,0 +1,80 @@
+"""The medium: whole or not at all, one writer, and errors that say what to do."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ndt_store.errors import StorageError, StoreLockedError
+from ndt_store.storage import LocalStorage
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return LocalStorage(tmp_path / "store")
+
+
+def test_write_replaces_whole_files_and_leaves_no_temporary(storage):
+    storage.write("a/b", [b"one", memoryview(b"two")])
+    storage.write("a/b", [b"new"])
+    assert storage.read("a/b") == b"new"
+    assert sorted(storage.list()) == ["a/b"]
+
+
+def test_read_into_fills_buffers_across_their_borders(storage):
+    storage.write("k", [b"0123456789"])
+    first, second = bytearray(4), bytearray(8)
+    assert storage.read_into("k", [memoryview(first), memoryview(second)]) == 10
+    assert (first, second) == (b"0123", b"456789\0\0")
+
+
+def test_every_write_is_synced_before_it_is_renamed_and_folders_on_sync(storage, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, type(storage.root).replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(str(Path(f"/proc/self/fd/{fd}").readlink())), fsync(fd))[1]
+    )
+    monkeypatch.setattr(
+        type(storage.root), "replace", lambda self, to: (events.append(f"rename {to}"), replace(self, to))[1]
+    )
+    storage.write("x/y", [b"data"])
+    target = storage.root / "x" / "y"
+    assert events[-1] == f"rename {target}"
+    assert "/tmp/" in events[-2].replace(str(storage.root), "")
+    events.clear()
+    storage.sync()
+    assert {str(target.parent), str(storage.root), str(storage.root.parent)} <= set(events)
+    events.clear()
+    storage.sync()
+    assert events == []
+
+
+def test_write__raises_a_sentence_when_the_path_is_a_file(tmp_path):
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(StorageError, match="refused while writing .*: .*make room or mend permissions"):
+        LocalStorage(tmp_path / "store").write("k", [b"x"])
+
+
+def test_lock_keeps_the_second_out_until_released(storage):
+    lock = storage.lock()
+    with pytest.raises(StoreLockedError, match=f"process {os.getpid()} on"):
+        storage.lock()
+    lock.release()
+    storage.lock().release()
+    assert list(storage.list()) == []
+
+
+def test_a_lock_file_that_a_dead_writer_left_does_not_lock(storage):
+    storage.root.mkdir()
+    (storage.root / "lock").write_text('{"host": "gone", "pid": 1, "started": "2020-01-01T00:00:00Z"}')
+    storage.lock().release()
+
+
+def test_delete_takes_prefixes_and_does_not_mind_absence(storage):
+    storage.write("p/a", [b"1"])
+    storage.write("p/q/b", [b"2"])
+    storage.delete("p")
+    storage.delete("p")
+    assert list(storage.list()) == []
+    storage.write("p/a", [b"again"])
+    assert storage.read("p/a") == b"again"
