@@ -16,7 +16,7 @@ from torch import nn
 from ndt_store.dims import EXAMPLE, HEAD, TOKEN, UNIT, X, Y
 from ndt_store.errors import InvalidInputError
 
-__all__ = ["axis_of_examples", "canonical_axes", "check_dims", "default_dims", "rearranges", "typed_dims"]
+__all__ = ["axis_of_examples", "canonical_axes", "check_dims", "default_dims", "permuted", "rearranges", "typed_dims"]
 
 _Z: Final = "z"
 
@@ -63,6 +63,14 @@ _REARRANGING: Final = ("Flatten", "Unflatten", "Permute", "Transpose", "Rearrang
 def rearranges(module: nn.Module) -> bool:
     """Tell whether a module reorders or merges axes, so that neither its input nor its rank says what they are."""
     return type(module).__name__ in _REARRANGING
+
+
+def permuted(module: nn.Module, names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the names after a module that permutes axes and says how in ``dims``, as torchvision's Permute does."""
+    order = getattr(module, "dims", None)
+    if type(module).__name__ != "Permute" or sorted(order or ()) != list(range(len(names))):
+        return None
+    return tuple(names[axis] for axis in order or ())
 
 
 def axis_of_examples(first: tuple[int, ...], second: tuple[int, ...], sizes: tuple[int, int]) -> int | None:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
-from ndt_store.errors import InvalidInputError
+from ndt_store.errors import CaptureError, InvalidInputError
 
 __all__ = ["Site", "match_layers", "path_matches"]
 
@@ -63,6 +64,45 @@ class Site:
     axes: tuple[int, ...]
     clone: bool = False
     hands_on: bool = False
+
+    def hand_out(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
+        """Bring what the module emitted into the dims and dtype of the site, without a copy where there need be none.
+
+        Parameters
+        ----------
+        tensor : torch.Tensor
+            With the axes in the module's own order.
+        count : int
+            Number of examples.
+
+        Raises
+        ------
+        CaptureError
+            When the shape is not that of the site.
+        """
+        ordered = tensor.detach().permute(self.axes)
+        if tuple(ordered.shape) != (count, *self.shape):
+            raise CaptureError(
+                f"{self.kind} of {self.name!r} have shape {tuple(ordered.shape)} where {(count, *self.shape)} was "
+                "expected from discovery; give every batch examples of one size"
+            )
+        return ordered.float() if ordered.dtype == torch.bfloat16 else ordered
+
+    def module_in(self, model: nn.Module) -> nn.Module:
+        """Return the module of the site.
+
+        Raises
+        ------
+        InvalidInputError
+            When the model has none at that path.
+        """
+        try:
+            return model.get_submodule(self.path)
+        except AttributeError:
+            raise InvalidInputError(
+                f"site {self.path!r} is no module of {type(model).__name__}; discover the sites on the model that is "
+                "tapped"
+            ) from None
 
 
 def path_matches(path: str, pattern: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from capture.attention import AttentionCall, AttentionRecorder
-from capture.axes import axis_of_examples, default_dims, rearranges, typed_dims
+from capture.axes import axis_of_examples, default_dims, permuted, rearranges, typed_dims
 from capture.modelstate import borrowed
 from capture.running import ModuleStack
 from capture.structures import batch_size, call_model, first_tensor, tensors_in, version_of
@@ -185,7 +185,8 @@ def _from_evidence(
     if id(output) in known:
         return known[id(output)]
     if rearranges(firing.module) and output.ndim > 2:
-        return None
+        taken = next((known[id(tensor)] for tensor in firing.inputs if id(tensor) in known), ())
+        return permuted(firing.module, taken)
     evidence: set[tuple[str, ...]] = set()
     inner = [one.output for one in inside if one.output is not None and id(one.output) in known]
     same = [tensor for tensor in inner if tensor.shape == output.shape]

@@ -29,7 +29,7 @@ from capture.objective import GradientOf, check_gradient_of, class_logits, cross
 from capture.running import ModuleStack
 from capture.structures import batch_size, call_model, first_tensor, replace_first
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS
-from ndt_store.errors import CaptureError, InvalidInputError
+from ndt_store.errors import CaptureError
 
 __all__ = ["BatchResult", "Tapper"]
 
@@ -121,7 +121,7 @@ class Tapper:
         self._attending = {(site.path, site.call): site for site in self._sites if site.kind == ATTENTIONS}
         self._differentiated = {(site.path, site.call) for site in self._sites if site.kind == GRADIENTS}
         self._calls = {site.path: site.calls for site in self._outputs.values()}
-        self._modules = {path: _submodule(model, path) for path, _ in self._outputs}
+        self._modules = {site.path: site.module_in(model) for site in self._outputs.values()}
         self._stack: ModuleStack | None = None
         self._undo: ExitStack | None = None
         self._recording = False
@@ -205,7 +205,7 @@ class Tapper:
         tensors: dict[tuple[str, str], torch.Tensor] = {}
         for site in self._sites:
             found = {ACTIVATIONS: self._kept, GRADIENTS: gradients, ATTENTIONS: attentions}[site.kind]
-            tensors[site.name, site.kind] = _handed_out(found[site.path, site.call], site, count)
+            tensors[site.name, site.kind] = site.hand_out(found[site.path, site.call], count)
         logits = class_logits(output.detach(), count)
         return BatchResult(
             logits=logits.float() if logits is not None and logits.dtype == torch.bfloat16 else logits,
@@ -292,22 +292,3 @@ class Tapper:
         recurrent = any(isinstance(module, nn.RNNBase) for module in self._model.modules())
         off = self._gradients and recurrent and self._device.type == "cuda"
         return torch.backends.cudnn.flags(enabled=False) if off else ExitStack()
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise InvalidInputError(
-            f"site {path!r} is no module of {type(model).__name__}; discover the sites on the model that is tapped"
-        ) from None
-
-
-def _handed_out(tensor: torch.Tensor, site: Site, count: int) -> torch.Tensor:
-    ordered = tensor.detach().permute(site.axes)
-    if tuple(ordered.shape) != (count, *site.shape):
-        raise CaptureError(
-            f"{site.kind} of {site.name!r} have shape {tuple(ordered.shape)} where {(count, *site.shape)} was "
-            "expected from discovery; give every batch examples of one size"
-        )
-    return ordered.float() if ordered.dtype == torch.bfloat16 else ordered

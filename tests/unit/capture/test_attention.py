@@ -347,7 +347,9 @@ def test_recorder__raises_on_axes_it_cannot_name():
 
 def test_recorder__raises_where_probabilities_do_not_give_back_the_output(monkeypatch):
     wrong = sdpa_probabilities
-    monkeypatch.setattr("capture.attention.sdpa_probabilities", lambda *args, **kwargs: wrong(*args, **kwargs).flip(-1))
+    monkeypatch.setattr(
+        "capture.probabilities.sdpa_probabilities", lambda *args, **kwargs: wrong(*args, **kwargs).flip(-1)
+    )
     with pytest.raises(CaptureError, match="reproduce its output to"):
         attentions(TokenClassifier(SDPABlock()), ["body"], torch.randn(3, 5, 8))
 

@@ -192,6 +192,16 @@ def test_discover_sites__channels_last_spreads_from_linear_to_what_follows():
     assert {site.shape for site in sites} == {(4, 5, 7)}
 
 
+def test_discover_sites__a_permutation_that_names_its_axes_is_followed():
+    class Permute(Function):
+        dims = (0, 2, 3, 1)
+
+    body = nn.Sequential(nn.Conv2d(2, 4, 1), Permute(lambda x: x.permute(0, 2, 3, 1)), nn.GELU())
+    sites = by_name(discover_sites(Then(body), ["odd.*"], ["activations"], torch.randn(3, 2, 5, 7)))
+    assert {site.shape for site in sites.values()} == {(4, 5, 7)}
+    assert sites["odd.1"].axes == (0, 3, 1, 2)
+
+
 def test_discover_sites__volumes_have_z_y_x():
     sites = discover_sites(Then(nn.Conv3d(1, 2, 1)), ["odd"], ["activations"], torch.randn(3, 1, 4, 5, 6))
     assert sites[0].dims == ("example", "unit", "z", "y", "x")
