@@ -235,8 +235,7 @@ def batch_positions(seed: int, step: int, n_examples: int, batch_size: int) -> n
     """Return the positions in the data of the batch that update ``step + 1`` uses.
 
     Epoch e is the permutation of ``numpy.random.default_rng([seed, e])``, cut into batches of equal size;
-    what is left over at its end is not used. So the batch follows from the arguments alone, whatever was
-    trained before.
+    what is left over at its end is not used.
     """
     epoch, batch = divmod(step, n_examples // batch_size)
     return _epoch(seed, epoch, n_examples)[batch * batch_size : (batch + 1) * batch_size]
