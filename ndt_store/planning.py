@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_store.codecs import DEFAULT_PROFILE
+from ndt_store.codecs import DEFAULT_PROFILE, profile
 from ndt_store.dims import ATTENTIONS, CHECKPOINT, CLASS, EXAMPLE, GRADIENTS, KINDS, LAYERS_GROUP
 from ndt_store.errors import InvalidInputError
 from ndt_store.layout import BLOCK_NBYTES, rows_per_block
@@ -168,6 +168,7 @@ def plan_store(
     static : dict
         Values of the static arrays, for `StoreWriter.open`.
     """
+    profile(codec)
     if not taps:
         raise InvalidInputError("There is nothing to capture: name at least one layer and one kind.")
     n = probe.inputs.shape[0]

@@ -1,0 +1,5 @@
+"""`python -m ndt_store` is `ndt`."""
+
+from ndt_store.cli import main
+
+main()

@@ -1,0 +1,110 @@
+"""Batches of any size become the same blocks; threads, errors and memory behave."""
+
+import numpy as np
+import pytest
+import torch
+
+from capture.pipeline import MAX_PENDING, BlockAssembler, HostCopies, projected_nbytes
+from ndt_store.errors import CaptureError
+from ndt_store.layout import numpy_dtype
+from ndt_store.schema import ArraySpec
+
+SPEC = ArraySpec("layers/a/activations", ("checkpoint", "example", "unit"), (17, 3), "float32", 5)
+
+
+class Collector:
+    """Stands in for the writer."""
+
+    def __init__(self, delay=None):
+        self.blocks, self.delay = {}, delay
+
+    def write_block(self, step, array, index, data):
+        if self.delay is not None:
+            self.delay.wait(5)
+        self.blocks[index] = data
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 7, 17, 40])
+def test_blocks_do_not_depend_on_the_batch_size(batch, rng):
+    data = rng.standard_normal((17, 3)).astype(np.float32)
+    writer = Collector()
+    with BlockAssembler(writer, 0, [SPEC]) as blocks:
+        for start in range(0, 17, batch):
+            blocks.add(SPEC.path, data[start : start + batch])
+        blocks.finish()
+    assert [writer.blocks[n].shape[0] for n in range(4)] == [5, 5, 5, 2]
+    assert np.concatenate([writer.blocks[n] for n in range(4)]).tobytes() == data.tobytes()
+
+
+def test_a_model_may_overwrite_its_batch_after_it_was_added():
+    writer = Collector()
+    batch = np.ones((17, 3), np.float32)
+    with BlockAssembler(writer, 0, [SPEC]) as blocks:
+        blocks.add(SPEC.path, batch)
+        batch[:] = 7
+        blocks.finish()
+    assert all((block == 1).all() for block in writer.blocks.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [((16, 3), "for 16 of the 17"), ((18, 3), "more than the 17"), ((17, 4), r"shape \(4,\)")],
+)
+def test_assembler__raises_when_not_every_example_came_out_once(rows, words):
+    def assemble():
+        with BlockAssembler(Collector(), 0, [SPEC]) as blocks:
+            blocks.add(SPEC.path, np.zeros(rows, np.float32))
+            blocks.finish()
+
+    with pytest.raises(CaptureError, match=words):
+        assemble()
+
+
+def test_never_more_blocks_wait_than_the_projection_says():
+    import threading
+    import time
+
+    gate = threading.Event()
+    spec = ArraySpec("a", ("checkpoint", "example", "unit"), (100, 3), "float32", 1)
+    added = []
+
+    def produce():
+        with BlockAssembler(Collector(gate), 0, [spec]) as blocks:
+            for n in range(100):
+                blocks.add("a", np.zeros((1, 3), np.float32))
+                added.append(n)
+            blocks.finish()
+
+    thread = threading.Thread(target=produce)
+    thread.start()
+    time.sleep(0.3)
+    assert len(added) == MAX_PENDING
+    gate.set()
+    thread.join(10)
+    assert len(added) == 100
+
+
+def test_projection_has_one_term_for_each_thing_that_is_held():
+    block = 5 * 3 * numpy_dtype(SPEC).itemsize
+    assert projected_nbytes([SPEC], batch_size=4) == 2 * 4 * 12 + block + (MAX_PENDING + 2) * block
+
+
+def test_on_a_cpu_tensors_arrive_at_once():
+    copies = HostCopies(torch.device("cpu"))
+    tensor = torch.arange(6.0).reshape(2, 3)
+    assert copies.exchange({"a": tensor})["a"].tolist() == tensor.tolist()
+    assert copies.exchange(None) == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_batches_arrive_one_behind_and_unmixed():
+    copies = HostCopies(torch.device("cuda"))
+    arrived = []
+    for n in range(6):
+        batch = {"a": torch.full((64 - n, 1000), float(n), device="cuda")}
+        arrived.append({name: array.copy() for name, array in copies.exchange(batch).items()})
+    arrived.append(copies.exchange(None))
+    assert arrived[0] == {}
+    for n, got in enumerate(arrived[1:]):
+        assert got["a"].shape == (64 - n, 1000)
+        assert (got["a"] == n).all()
