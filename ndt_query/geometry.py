@@ -270,12 +270,19 @@ def dimensionality(
     n_places = math.prod(acts.sizes[dim] for dim in POSITION_DIMS if dim in acts.dims)
     n_features = acts.sizes[UNIT] * (n_places if positions == "flatten" else 1)
     per_example = n_places if positions == "samples" else 1
-    groups = np.random.default_rng(seed).permutation(np.arange(n) % n_groups)
-    options: tuple[Any, ...] = (groups, n_groups, n_features, positions, centre, interval, confidence)
+    options: dict[str, Any] = {
+        "groups": np.random.default_rng(seed).permutation(np.arange(n) % n_groups),
+        "n_groups": n_groups,
+        "n_features": n_features,
+        "mode": positions,
+        "centre": centre,
+        "interval": interval,
+        "confidence": confidence,
+    }
     itemsize = 4 if acts.dtype == np.float32 and positions != "mean" else 8
-    reduction: ScatterReduction | RowsReduction = ScatterReduction(*options)
+    reduction: ScatterReduction | RowsReduction = ScatterReduction(**options)
     if n * per_example * itemsize <= 8 * n_groups * n_features:
-        reduction = RowsReduction(*options, per_example=per_example, itemsize=itemsize)
+        reduction = RowsReduction(**options, per_example=per_example, itemsize=itemsize)
     found = reduce_examples(acts, reduction, what=f"dimensionality with positions={positions!r}", memory=memory)
     found["n_features"] = xr.DataArray(n_features)
     parameters = {

@@ -140,7 +140,7 @@ def _rechunked(data: da.Array, axes: Sequence[str], reduction: Reduction[Any], w
         )
     whole = [*POSITION_DIMS] if reduction.by_unit else [*POSITION_DIMS, UNIT]
     source_nbytes = _largest_nbytes(data)
-    joined: Any = data.rechunk({axes.index(dim): -1 for dim in whole if dim in axes})
+    joined = _cut(data, {axes.index(dim): -1 for dim in whole if dim in axes})
     terms = _projection(joined, axes, reduction, source_nbytes)
     if projected_nbytes(terms) > allowed:
         example = axes.index(EXAMPLE)
