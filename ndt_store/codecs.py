@@ -33,6 +33,7 @@ __all__ = [
     "crc32c",
     "decode",
     "encode",
+    "profile",
 ]
 
 CRC_NBYTES: Final = 4

@@ -47,6 +47,7 @@ BLOCK_NBYTES: Final = 8 << 20
 
 ROOT_DOCUMENT: Final = "zarr.json"
 CHECKPOINTS_PER_CHUNK: Final = 4096
+STRING_NBYTES: Final = 80
 
 _FILLS: Final[Mapping[str, Any]] = {"string": "", "bool": False}
 
@@ -105,8 +106,8 @@ def block_shape(spec: ArraySpec) -> tuple[int, ...]:
 
 
 def block_nbytes(spec: ArraySpec) -> int:
-    """Bytes of one decoded block; for strings a lower bound of one byte each."""
-    itemsize = 1 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
+    """Bytes of one decoded block; strings count as many as a SHA-256 in hex and its length take, and some."""
+    itemsize = STRING_NBYTES if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
     return math.prod(block_shape(spec)) * itemsize
 
 
@@ -159,7 +160,7 @@ def padded(spec: ArraySpec, data: NDArray[Any]) -> NDArray[Any]:
 def forecast(schema: Schema) -> dict[str, int]:
     """Bytes that each array takes on disk before compression, padding and checksums included, over all checkpoints.
 
-    Strings count one byte each. A compressed store is smaller, by how much depends on the data.
+    A compressed store is smaller, by how much depends on the data.
     """
     n = len(schema.checkpoints)
     return {spec.path: (block_nbytes(spec) + 4) * n_blocks(spec) * (n if spec.is_cube else 1) for spec in schema.arrays}
