@@ -263,6 +263,13 @@ def test_encoder__fast_path_does_not_hide_layers_or_weights(frozen):
         assert fast_path_calls(lambda: model(x)) == 2, "and it has to be on offer again"
 
 
+def test_encoder__fast_path_is_off_also_for_layers_without_a_tap():
+    model, x = seeded(lambda: encoder(False)).eval(), torch.randn(3, 5, 8)
+    sites = discover_sites(model, ["head"], ["activations"], x)
+    with Tapper(model, sites) as tapper:
+        assert fast_path_calls(lambda: tapper.run(x)) == 0
+
+
 def test_encoder__nested_tensors_of_the_fast_path_do_not_hide_weights():
     model, x = seeded(lambda: encoder(True)).eval(), torch.randn(3, 5, 8)
     inputs = {"x": x, "src_key_padding_mask": PADDING}

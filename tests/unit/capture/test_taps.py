@@ -1,6 +1,7 @@
 """Taps against forward and backward passes written out by hand, without a hook: equal to the last bit."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -248,8 +249,8 @@ def test_run__inplace_module_whose_return_is_ignored_has_its_gradient():
             self.relu(x)
             return self.head(x)
 
-    for patterns in (["relu"], ["first", "relu"]):
-        model = seeded(Ignored)
+    for patterns, frozen in itertools.product((["relu"], ["first", "relu"]), (False, True)):
+        model = seeded(Ignored).requires_grad_(not frozen)
         result = tap(model, patterns, torch.randn(3, 4), torch.tensor([0, 1, 2]))
         assert torch.equal(result.tensors["relu", "gradients"], model.head.weight.detach()), patterns
 
@@ -314,14 +315,16 @@ def test_run__half_types_are_handed_out_as_stated():
     assert double.tensors["net.0", "gradients"].dtype == torch.float64
 
 
-def test_run__checkpointed_blocks_have_the_same_gradients():
+@pytest.mark.parametrize("frozen", [False, True])
+def test_run__checkpointed_blocks_have_the_same_gradients(frozen):
     class Saving(MLP):
         def forward(self, x):
             hidden = checkpoint(self.net[:3], x, use_reentrant=False)
             return self.net[3:](hidden)
 
     x, labels = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
-    plain, saving = (tap(seeded(build), ["net.*"], x, labels) for build in (MLP, Saving))
+    models = [seeded(build).requires_grad_(not frozen) for build in (MLP, Saving)]
+    plain, saving = (tap(model, ["net.*"], x, labels) for model in models)
     for key, tensor in plain.tensors.items():
         assert torch.equal(saving.tensors[key], tensor), key
 
