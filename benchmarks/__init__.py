@@ -1,0 +1,1 @@
+"""Figures with their baselines in the same run; `make bench` runs them all."""
