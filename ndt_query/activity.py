@@ -208,6 +208,7 @@ def neuron_importance(acts: xr.DataArray, *, memory: int | str | None = None) ->
     ranks = xr.apply_ufunc(
         rank, whole, input_core_dims=[[UNIT]], output_core_dims=[[UNIT]], dask="parallelized", output_dtypes=[np.int64]
     )
+    ranks = ranks.chunk(variance.chunksizes) if variance.chunks is not None else ranks
     variables = {
         "variance": variance,
         "mean_magnitude": magnitude,
