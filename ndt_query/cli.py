@@ -1,0 +1,81 @@
+"""The commands that ask a store: summary, top, report. Each parses, delegates and prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from ndt_store.cliparts import emit, format_option, selection_options, store_argument, tell
+from ndt_store.progress import progress_bar
+from ndt_store.reader import open_store
+from ndt_store.selection import Selection
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["report", "summary", "top"]
+
+
+@click.command()
+@store_argument
+@selection_options
+@format_option
+def summary(store: str, selection: Selection, output_format: str) -> None:
+    """Tabulate every checkpoint and layer: units, dead ones, activity, dimensionality."""
+    from ndt_query.summary import summary as summarise
+
+    opened = open_store(store)
+    rows: list[dict[str, Any]] = []
+    layers = selection.layers(opened)
+    with progress_bar("summarising") as advance:
+        for done, layer in enumerate(layers, 1):
+            rows += _rows(summarise({layer: selection.apply(opened[layer])}))
+            advance(done, len(layers))
+    emit(rows, output_format)
+
+
+@click.command()
+@store_argument
+@selection_options
+@click.option("--unit", "units", type=int, multiple=True, help="Only this unit; may be given several times.")
+@click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Examples a unit.")
+@format_option
+def top(store: str, selection: Selection, units: tuple[int, ...], k: int, output_format: str) -> None:
+    """List the examples that drive each unit most, exactly; ties go to the smaller example."""
+    from ndt_query.activity import top_examples
+    from ndt_store.selection import pick
+
+    opened = open_store(store)
+    labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
+    rows: list[dict[str, Any]] = []
+    for layer in selection.layers(opened):
+        data = selection.apply(opened[layer])
+        if units:
+            wanted = ",".join(str(unit) for unit in units)
+            data = data.isel(unit=pick(wanted, data["unit"].values, "unit"))
+        found = top_examples(data["activations"], k=k).compute()
+        for row in _rows(found):
+            rows.append({"layer": layer, **row, "label": labels[row["example"]]})
+    emit(rows, output_format)
+
+
+@click.command()
+@store_argument
+@click.option("--out", type=click.Path(file_okay=False), help="Folder of the page; default STORE-report.")
+def report(store: str, out: str | None) -> None:
+    """Write one self-contained HTML page about a store, with figures."""
+    from ndt_query.report import report as write
+
+    opened = open_store(store)
+    folder = out or f"{store.rstrip('/').removesuffix('.zarr')}-report"
+    with progress_bar("reporting") as advance:
+        page = write(opened, folder, progress=advance)
+    tell("open this page in a browser:")
+    click.echo(page)
+
+
+def _rows(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """One row for each combination of labels, plain Python values."""
+    frame = dataset.to_dataframe().reset_index()
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
