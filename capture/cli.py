@@ -40,7 +40,7 @@ def _folders(name: str, checkpoints: str | None, store: str | None) -> tuple[Pat
 @_data_dir
 @format_option
 def plan(recipe: str, store: str | None, data_dir: str | None, output_format: str) -> None:
-    """Forecast what capturing RECIPE takes: bytes by array, memory, room on the disk. Writes nothing.
+    """Forecast what capturing RECIPE takes: bytes by layer and kind, memory, room. Writes nothing.
 
     RECIPE is a TOML file or the name of a built-in one: demo, cnn_deep, transformer_shallow, mlp_narrow.
     """
@@ -50,10 +50,11 @@ def plan(recipe: str, store: str | None, data_dir: str | None, output_format: st
     loaded = load_recipe(recipe)
     _, path = _folders(loaded.name, None, store)
     forecast = plan_recipe(loaded, path, data_dir=data_dir)
-    emit([{"array": array, "bytes": nbytes} for array, nbytes in forecast.arrays.items()], output_format)
+    emit(forecast.rows(), output_format, columns=("layer", "kind", "bytes"))
     tell(
-        f"{path}: {forecast.n_checkpoints} checkpoints, at most {human_nbytes(forecast.total_nbytes)} on disk "
-        f"({human_nbytes(forecast.free_nbytes)} free), {human_nbytes(forecast.memory_nbytes)} of memory beside the model."
+        f"{path}: {forecast.n_checkpoints} checkpoints take {human_nbytes(forecast.total_nbytes)} before compression "
+        f"({human_nbytes(forecast.free_nbytes)} free) and {human_nbytes(forecast.memory_nbytes)} of memory beside the "
+        "model."
     )
 
 

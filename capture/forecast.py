@@ -9,7 +9,7 @@ from pathlib import Path
 
 from capture.pipeline import projected_nbytes
 from ndt_store.cliparts import human_nbytes
-from ndt_store.dims import EXAMPLE
+from ndt_store.dims import EXAMPLE, KINDS, LAYERS_GROUP
 from ndt_store.errors import StorageError
 from ndt_store.layout import forecast
 from ndt_store.schema import Schema
@@ -42,6 +42,18 @@ class Forecast:
     def total_nbytes(self) -> int:
         """Bytes of the whole store before compression, an upper bound of what it takes."""
         return sum(self.arrays.values())
+
+    def rows(self) -> list[dict[str, str | int]]:
+        """Bytes by layer and kind, then of what is not a layer's, as a table's rows."""
+        rows: list[dict[str, str | int]] = []
+        rest = 0
+        for path, nbytes in self.arrays.items():
+            layer, _, kind = path.removeprefix(f"{LAYERS_GROUP}/").rpartition("/")
+            if path.startswith(f"{LAYERS_GROUP}/") and kind in KINDS:
+                rows.append({"layer": layer, "kind": kind, "bytes": nbytes})
+            else:
+                rest += nbytes
+        return [*rows, {"layer": "", "kind": "probe set, outputs, labels", "bytes": rest}]
 
     def require_room(self, path: str) -> None:
         """Refuse a capture that could fill the disk.

@@ -8,7 +8,6 @@ presence of files.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -45,7 +44,6 @@ class Catalogue:
     provenance: Mapping[str, Any]
     committed: tuple[int, ...]
     _records: dict[int | None, CommitRecord] = field(default_factory=dict, repr=False, compare=False)
-    _guard: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @classmethod
     def read(cls, storage: Storage) -> Self:
@@ -64,6 +62,10 @@ class Catalogue:
         steps = {parse_step(key) for key in storage.list(PREFIX)} & set(schema.checkpoints)
         return cls(storage, schema, provenance, tuple(step for step in schema.checkpoints if step in steps))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process reads the records it needs; carrying them along would outweigh small tasks.
+        return type(self), (self.storage, self.schema, self.provenance, self.committed)
+
     @property
     def is_complete(self) -> bool:
         """Whether every planned checkpoint is committed."""
@@ -71,10 +73,10 @@ class Catalogue:
 
     def record(self, step: int | None) -> CommitRecord:
         """Return the record of a committed checkpoint, or of the static arrays for None."""
-        with self._guard:
-            if step not in self._records:
-                self._records[step] = self._read_record(step)
-            return self._records[step]
+        # Two threads may read the same record at once; both get the same, because a record never changes.
+        if step not in self._records:
+            self._records[step] = self._read_record(step)
+        return self._records[step]
 
     def _read_record(self, step: int | None) -> CommitRecord:
         key = commit_key(step)

@@ -20,7 +20,7 @@ from ndt_store.blocks import BlockArray
 from ndt_store.catalogue import Catalogue
 from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER, LAYERS_GROUP, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError, NotFoundError
-from ndt_store.layout import block_nbytes, n_blocks, root_attributes
+from ndt_store.layout import block_nbytes, block_shape, n_blocks, root_attributes
 from ndt_store.schema import ArraySpec, layer_path
 
 __all__ = ["CHUNK_NBYTES", "cube", "dask_chunks", "group_dataset", "layer_dataset", "tree"]
@@ -135,8 +135,8 @@ def _variable(catalogue: Catalogue, spec: ArraySpec, chunk_nbytes: int | None) -
         return xr.Variable(spec.dims, blocks[...], dict(spec.attrs))
     if chunk_nbytes is None:
         lazy = xr.Variable(spec.dims, indexing.LazilyIndexedArray(_LazyBlocks(blocks)), dict(spec.attrs))
-        chunks = dask_chunks(spec, blocks.shape[0])
-        lazy.encoding["preferred_chunks"] = dict(zip(spec.dims, chunks, strict=True))
+        on_disk = ((1,) if spec.is_cube else ()) + block_shape(spec)
+        lazy.encoding["preferred_chunks"] = dict(zip(spec.dims, on_disk, strict=True))
         return lazy
     chunks = dask_chunks(spec, blocks.shape[0] if spec.is_cube else 1, chunk_nbytes)
     meta = np.empty((0,) * blocks.ndim, blocks.dtype)

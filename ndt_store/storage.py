@@ -110,6 +110,10 @@ class LocalStorage:
         self._made: set[Path] = set()
         self._unsynced: set[Path] = set()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process may stand in another folder.
+        return type(self), (self.root.absolute(),)
+
     @property
     def path(self) -> str:
         return str(self.root)

@@ -57,3 +57,84 @@ def test_capture_stays_within_its_projection_whatever_the_number_of_examples(tmp
         assert measured["grown"] < measured["projected"] + 20 * MB
         assert measured["projected"] < 60 * MB
     assert grown[2000] < grown[500] + 10 * MB
+
+
+STORE = """
+import sys
+import numpy as np
+from ndt_store import StoreWriter
+from ndt_store.layout import blocks
+from ndt_store.planning import ProbeSet, Tap, plan_store
+
+n = int(sys.argv[2])
+probe = ProbeSet(np.zeros((n, 1), np.float32), np.arange(n) % 10)
+tap = Tap("a", "activations", ("example", "unit", "y", "x"), (64, 16, 16))
+schema, static = plan_store([0], probe, [tap], codec="none")
+rng = np.random.default_rng(0)
+with StoreWriter.open(sys.argv[1], schema, static=static, provenance={}) as writer:
+    for spec in schema.cubes:
+        for block in blocks(spec):
+            shape = (block.stop - block.start, *spec.sizes[1:]) if spec.sizes else ()
+            values = np.asarray("", object) if spec.dtype == "string" else rng.random(shape, dtype=np.float32)
+            writer.write_block(0, spec.path, block.index, values)
+    writer.commit(0)
+"""
+
+QUERY = """
+import json, resource, sys
+import dask
+dask.config.set(num_workers=2)
+import ndt_query as nq
+from ndt_store import open_store
+from ndt_store.testing import simulate_store
+
+name, budget = sys.argv[2], int(sys.argv[3])
+queries = {
+    "unit_moments": lambda acts: nq.unit_moments(acts, memory=budget),
+    "dead_units": lambda acts: nq.dead_units(acts, memory=budget),
+    "class_means": lambda acts: nq.class_means(acts, memory=budget),
+    "top_examples": lambda acts: nq.top_examples(acts, k=20, memory=budget),
+    "selectivity_index": lambda acts: nq.selectivity_index(acts, n_permutations=20, memory=budget),
+    "dimensionality": lambda acts: nq.dimensionality(acts, positions="mean", memory=budget),
+}
+small = simulate_store(sys.argv[1] + ".small").store
+queries[name](small["conv1"].activations).compute()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+queries[name](open_store(sys.argv[1], chunk_nbytes=16 << 20)["a"].activations).compute()
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({"grown": after - before}))
+"""
+
+BUDGET = 150 * MB
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memory")
+    paths = {}
+    for n in (1000, 4000):
+        paths[n] = folder / f"{n}.zarr"
+        program = STORE + "\nimport json; print(json.dumps({}))"
+        _run(program, paths[n], n)
+    return paths
+
+
+@pytest.mark.parametrize(
+    "name", ["unit_moments", "dead_units", "class_means", "top_examples", "selectivity_index", "dimensionality"]
+)
+def test_queries_stay_within_their_budget_whatever_the_number_of_examples(stores, name):
+    grown = {n: _run(QUERY, path, name, BUDGET)["grown"] for n, path in stores.items()}
+    # The larger cube has 262 MB.
+    assert grown[4000] < BUDGET
+    assert grown[4000] < grown[1000] + 25 * MB
+
+
+def test_a_query_that_cannot_keep_its_budget_says_so_before_it_reads(stores):
+    import ndt_query as nq
+    from ndt_store import open_store
+    from ndt_store.errors import MemoryBudgetError
+
+    acts = open_store(stores[1000])["a"].activations
+    with pytest.raises(MemoryBudgetError) as caught:
+        nq.unit_moments(acts, memory=1 * MB)
+    assert caught.value.projected_nbytes > caught.value.allowed_nbytes == 1 * MB

@@ -186,3 +186,34 @@ def test_records_that_point_elsewhere_are_refused(sim, tmp_path):
     path.write_bytes(canonical_json({**record, "digest": digest(record)}))
     with pytest.raises(IntegrityError, match="does not list the blocks"):
         sim.store.refresh()["conv1"].activations.load()
+
+
+def test_plain_readers_do_not_mind_what_lies_beside_the_arrays(sim, tmp_path):
+    import zarr
+
+    root = tmp_path / "s.zarr"
+    (root / "lock").write_text("{}")
+    (root / "tmp").mkdir()
+    (root / "tmp" / "1-1").write_bytes(b"half a block")
+    # Warnings are errors here.
+    group = zarr.open_group(root, mode="r")
+    assert {name for name, _ in group.groups()} == {"layers"}
+    xr.testing.assert_identical(xr.open_datatree(root, engine="zarr").load(), sim.store.tree.load())
+    one = xr.open_dataset(root, engine="zarr", group="layers/fc", chunks={})
+    np.testing.assert_array_equal(one.activations.values, sim.arrays["layers/fc/activations"])
+
+
+@pytest.mark.parametrize("chunks", [None, {}, {"example": 8}, "auto"])
+def test_the_engine_ndt_opens_single_groups_with_any_chunks(sim, chunks):
+    opened = xr.open_dataset(sim.store.path, engine="ndt", group="layers/conv1", chunks=chunks)
+    assert (opened.activations.chunks is None) == (chunks is None)
+    picked = opened.activations.isel(checkpoint=[2, 0], example=[5, 1, 1], y=slice(None, None, -2))
+    np.testing.assert_array_equal(picked.values, sim.arrays[CUBE][[2, 0]][:, [5, 1, 1]][:, :, :, ::-2])
+
+
+def test_lazy_datasets_pickle_for_other_processes(sim):
+    import pickle
+
+    for lazy in (sim.store["conv1"], xr.open_dataset(sim.store.path, engine="ndt", group="layers/conv1")):
+        copy = pickle.loads(pickle.dumps(lazy))
+        np.testing.assert_array_equal(copy.activations.values, sim.arrays[CUBE])

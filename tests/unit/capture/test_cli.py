@@ -1,0 +1,107 @@
+"""Commands that run a model: what they print, where they put it, and how they refuse."""
+
+import json
+
+import pytest
+
+from ndt_store import open_store
+from ndt_store.cli import main
+
+RECIPE = """
+name = "tiny"
+[model]
+name = "mlp_narrow"
+[data]
+name = "digits"
+[training]
+steps = 6
+batch_size = 32
+checkpoints = [0, 2, 6]
+[probe]
+n_examples = 50
+[capture]
+layers = ["relu*", "classifier"]
+kinds = ["activations", "gradients"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_train_then_capture_makes_a_store_named_after_the_recipe(folder, capsys):
+    code, out, err = run(capsys, "train", "tiny.toml")
+    assert (code, out) == (0, "")
+    assert "6 steps trained, 3 checkpoints" in err
+    code, _, err = run(capsys, "capture", "tiny.toml")
+    assert code == 0, err
+    store = open_store("runs/tiny.zarr")
+    assert store.checkpoints.tolist() == [0, 2, 6]
+    assert store.layers == ("relu1", "relu2", "relu3", "relu4", "classifier")
+    assert store.provenance["identity"]["recipe"]["training"]["steps"] == 6
+
+
+def test_both_resume(folder, capsys):
+    for _ in range(2):
+        assert run(capsys, "train", "tiny.toml")[0] == 0
+        code, _, err = run(capsys, "capture", "tiny.toml")
+    assert code == 0
+    assert "checkpoint 0" not in err
+
+
+def test_plan_forecasts_by_layer_and_kind_and_writes_nothing(folder, capsys):
+    code, out, err = run(capsys, "plan", "tiny.toml", "--format", "json")
+    rows = {(row["layer"], row["kind"]): row["bytes"] for row in json.loads(out)}
+    assert code == 0
+    assert rows["relu1", "activations"] == 3 * (50 * 32 * 4 + 4)
+    assert "3 checkpoints take" in err
+    assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_capture_without_training_says_what_to_do(folder, capsys):
+    code, _, err = run(capsys, "capture", "tiny.toml")
+    assert code == 2
+    assert "lacks 3 of 3 checkpoints of recipe 'tiny', the first is step 0: run `ndt train`" in err
+    assert not (folder / "runs").exists()
+
+
+def test_a_changed_recipe_is_refused_naming_key_and_both_values(folder, capsys):
+    run(capsys, "train", "tiny.toml")
+    run(capsys, "capture", "tiny.toml")
+    (folder / "tiny.toml").write_text(RECIPE.replace("n_examples = 50", "n_examples = 40"))
+    code, _, err = run(capsys, "capture", "tiny.toml")
+    assert code == 3
+    assert "recipe.probe.n_examples = 50 and this capture has 40" in err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("steps = 6", "stepz = 6", "training.stepz"),
+        ("steps = 6", "steps = 'six'", "training.steps"),
+        ("mlp_narrow", "mlp_narow", "mlp_narrow"),
+        ("[probe]", "[probe", "line"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_sentence_that_names_the_key(folder, capsys, old, new, words):
+    (folder / "tiny.toml").write_text(RECIPE.replace(old, new))
+    code, _, err = run(capsys, "plan", "tiny.toml")
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_unknown_recipe_is_one_sentence(folder, capsys):
+    code, _, err = run(capsys, "train", "nonsense")
+    assert code == 2
+    assert "nonsense" in err
