@@ -12,7 +12,9 @@ from .inference import (
     paired_permutation_test,
     permutation_null,
 )
+from .report import report
 from .selectivity import selectivity_index
+from .summary import summary
 
 __all__ = [
     "Interval",
@@ -30,7 +32,9 @@ __all__ = [
     "paired_permutation_test",
     "permutation_null",
     "plot",
+    "report",
     "selectivity_index",
+    "summary",
     "top_examples",
     "unit_moments",
 ]

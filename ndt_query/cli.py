@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from ndt_store.cliparts import emit, format_option, selection_options, store_argument, tell
+from ndt_store.dims import ACTIVATIONS
+from ndt_store.errors import NotFoundError
 from ndt_store.progress import progress_bar
-from ndt_store.reader import open_store
+from ndt_store.reader import Store, open_store
 from ndt_store.selection import Selection
 
 if TYPE_CHECKING:
@@ -27,10 +29,11 @@ def summary(store: str, selection: Selection, output_format: str) -> None:
 
     opened = open_store(store)
     rows: list[dict[str, Any]] = []
-    layers = selection.layers(opened)
+    layers = _with_activations(opened, selection)
     with progress_bar("summarising") as advance:
         for done, layer in enumerate(layers, 1):
-            rows += _rows(summarise({layer: selection.apply(opened[layer])}))
+            found = summarise(selection.apply(opened[layer])).compute()
+            rows += [{"layer": layer, **row} for row in _rows(found)]
             advance(done, len(layers))
     emit(rows, output_format)
 
@@ -49,7 +52,7 @@ def top(store: str, selection: Selection, units: tuple[int, ...], k: int, output
     opened = open_store(store)
     labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
     rows: list[dict[str, Any]] = []
-    for layer in selection.layers(opened):
+    for layer in _with_activations(opened, selection):
         data = selection.apply(opened[layer])
         if units:
             wanted = ",".join(str(unit) for unit in units)
@@ -73,6 +76,14 @@ def report(store: str, out: str | None) -> None:
         page = write(opened, folder, progress=advance)
     tell("open this page in a browser:")
     click.echo(page)
+
+
+def _with_activations(store: Store, selection: Selection) -> list[str]:
+    chosen = selection.layers(store)
+    found = [layer for layer in chosen if ACTIVATIONS in store.schema.kinds(layer)]
+    if not found:
+        raise NotFoundError(f"{store.path} holds no activations of {', '.join(chosen)}: choose another layer.")
+    return found
 
 
 def _rows(dataset: xr.Dataset) -> list[dict[str, Any]]:

@@ -49,10 +49,20 @@ class PermutationNull:
 
 
 def fdr(p_values: ArrayLike, *, axis: int = -1) -> F64:
-    """Benjamini-Hochberg adjusted p values, the tests along one axis being one family.
+    """Adjust p values for the false discovery rate, after Benjamini and Hochberg.
 
-    NaN stands for a test that could not be made: it stays NaN and does not count in the family. The level holds for
-    independent and for positively dependent tests (Benjamini and Yekutieli 2001).
+    Parameters
+    ----------
+    p_values : array_like
+        Between 0 and 1. NaN stands for a test that could not be made: it stays NaN and does not count in the family.
+    axis : int
+        Tests along this axis are one family.
+
+    Returns
+    -------
+    ndarray of float64
+        From `scipy.stats.false_discovery_control`. The level holds for independent and for positively dependent tests
+        (Benjamini and Yekutieli 2001).
 
     Examples
     --------
@@ -102,7 +112,9 @@ def permutation_null(
     observed = np.asarray(statistic(given), dtype=np.float64)
     null = np.stack([np.asarray(statistic(rng.permutation(given)), np.float64) for _ in range(n_permutations)])
     # Equal sums that were added in another order differ by rounding.
-    reached = (null >= observed - 1e-10 * np.maximum(1.0, np.abs(observed))).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        limit = observed - 1e-10 * np.maximum(1.0, np.abs(observed))
+    reached = (null >= np.where(np.isinf(observed), observed, limit)).sum(axis=0)
     p_value = np.where(np.isnan(observed), np.nan, (reached + 1) / (n_permutations + 1))
     return PermutationNull(observed, null, p_value)
 

@@ -1,8 +1,9 @@
 """One question for one layer or for a whole store, and what every result says about itself.
 
-`per_unit` and `per_layer` turn a function of one activation array into one that also takes a layer's Dataset, a store
-or a DataTree. Results that have a ``unit`` dimension differ in length from layer to layer and come back as a DataTree
-with one node a layer; those without are stacked along a ``layer`` dimension.
+`per_unit` and `per_layer` turn a function of one activation array into one that also takes a layer's Dataset, a store,
+a DataTree, or a mapping of layers to arrays or Datasets, such as selections. Results that have a ``unit`` dimension
+differ in length from layer to layer and come back as a DataTree with one node a layer; those without are stacked along
+a ``layer`` dimension.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ class StoreLike(Protocol):
 
 
 OneLayer: TypeAlias = xr.DataArray | xr.Dataset
-Whole: TypeAlias = StoreLike | xr.DataTree
+Whole: TypeAlias = StoreLike | xr.DataTree | Mapping[str, xr.DataArray] | Mapping[str, xr.Dataset]
 
 
 class PerUnit(Protocol[P]):
     """A question whose answer has units."""
 
+    # A Dataset is a mapping of names to arrays too; the first match is the one that holds.
     @overload
-    def __call__(self, data: OneLayer, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset: ...
+    def __call__(  # type: ignore[overload-overlap]
+        self, data: OneLayer, *args: P.args, **kwargs: P.kwargs
+    ) -> xr.Dataset: ...
     @overload
     def __call__(self, data: Whole, *args: P.args, **kwargs: P.kwargs) -> xr.DataTree: ...
 
@@ -98,7 +102,7 @@ def _stacked(answers: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 
 def each_layer(data: Any, kind: str = ACTIVATIONS) -> Iterator[tuple[str, xr.DataArray]]:
-    """Yield the layers of a store or DataTree that hold `kind`, with the examples' labels as coordinates.
+    """Yield the layers of a store, DataTree or mapping that hold `kind`, with the examples' labels as coordinates.
 
     Raises
     ------
@@ -109,12 +113,16 @@ def each_layer(data: Any, kind: str = ACTIVATIONS) -> Iterator[tuple[str, xr.Dat
     """
     if isinstance(data, xr.DataTree):
         found = dict(_tree_layers(data, kind))
+    elif isinstance(data, Mapping):
+        arrays = {name: one if isinstance(one, xr.DataArray) else one.get(kind) for name, one in data.items()}
+        found = {name: array for name, array in arrays.items() if array is not None}
     elif isinstance(data, StoreLike):
         layers = {name: data[name] for name in data.layers}
         found = {name: one[kind] for name, one in layers.items() if kind in one}
     else:
         raise InvalidInputError(
-            f"Questions are asked of a DataArray, a layer's Dataset, a Store or a DataTree: got {type(data).__name__}."
+            f"Questions are asked of a DataArray, a layer's Dataset, a Store, a DataTree or a mapping of layers: "
+            f"got {type(data).__name__}."
         )
     if not found:
         raise NotFoundError(f"No layer holds {kind}: capture them, or pass the array that you mean.")

@@ -59,7 +59,8 @@ def index(sums: F64, counts: I64) -> tuple[F64, I64]:
 def dprime(sums: F64, squares: F64, counts: I64) -> tuple[F64, I64]:
     """Return d' = (mean of the preferred class - mean of all other examples) / root mean of the two variances.
 
-    Variances divide by n, so that a class of one example has one. NaN for a constant unit.
+    Variances divide by n, so that a class of one example has one. NaN for a constant unit, infinite where both
+    variances are 0 and the means differ.
 
     Parameters
     ----------
@@ -190,7 +191,10 @@ def permutation_counts(
     counts = np.bincount(codes, minlength=n_classes)
     ranks = average_ranks(values) if statistic == "auroc" else None
     observed = _tested(_statistics(values, ranks, codes, counts, statistic, signed), statistic, signed)
-    limit = observed - _TIE * np.maximum(1.0, np.abs(observed))
+    with np.errstate(invalid="ignore"):
+        limit = observed - _TIE * np.maximum(1.0, np.abs(observed))
+    # d-prime is infinite where neither the class nor the rest varies.
+    limit = np.where(np.isinf(observed), observed, limit)
     rng = np.random.default_rng(seed)
     reached = np.zeros(values.shape[1], np.int64)
     for batch in spans(n_permutations, _BATCH_NBYTES // (8 * n_classes * len(codes))):

@@ -67,6 +67,14 @@ def test_permutation_counts__tests_signed_units_by_dprime_when_left_to_choose(pl
     assert np.isnan(found["index"][3:]).all()
 
 
+def test_permutation_counts__counts_permutations_that_separate_perfectly_too():
+    # Neither class varies, so d-prime is infinite, as it is for the one in three permutations that keep the groups.
+    values, codes = np.array([[-1.0], [0.0], [0.0]]), np.array([1, 0, 0])
+    reached, observed = selectivity.permutation_counts(values, codes, 2, np.ones(1, bool), "dprime", 300, 0)
+    assert observed[0] == np.inf
+    assert 60 < reached[0] < 140
+
+
 def test_permutation_counts__takes_equal_values_as_reached():
     values = np.full((30, 1), 0.1)
     reached, observed = selectivity.permutation_counts(values, np.arange(30) % 3, 3, np.zeros(1, bool), "index", 50, 0)

@@ -1,0 +1,159 @@
+"""The one style of all figures: journal column widths, colours that colour-blind readers tell apart, no global state.
+
+Figures are made without pyplot, inside `styled`, so that nothing is left behind in the caller's matplotlib.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from ndt_store.dims import CHECKPOINT, LAYER
+from ndt_store.errors import DimensionError
+
+__all__ = ["DOUBLE_COLUMN", "OKABE_ITO", "SINGLE_COLUMN", "layer_colours", "results_by_layer", "save", "styled"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SINGLE_COLUMN: Final = 3.5
+"""Inches."""
+
+DOUBLE_COLUMN: Final = 7.2
+"""Inches."""
+
+OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito 2008, without the yellow that fades on white."""
+
+STYLE: Final[Mapping[str, Any]] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.prop_cycle": cycler(color=OKABE_ITO),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 8,
+    "figure.dpi": 150,
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+    "image.cmap": "viridis",
+    "image.interpolation": "nearest",
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3,
+    "mathtext.fontset": "dejavusans",
+    "pdf.fonttype": 42,
+    "savefig.dpi": 300,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "ndt",
+    "text.usetex": False,
+    "xtick.color": "#444444",
+    "xtick.labelsize": 7,
+    "ytick.color": "#444444",
+    "ytick.labelsize": 7,
+}
+
+
+def styled(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function with the style and matplotlib's defaults otherwise, whatever the caller has set."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            parameters: Any = mpl.rcParams
+            parameters.update(STYLE)
+            return function(*args, **kwargs)
+
+    return run
+
+
+@styled
+def save(figure: Figure, path: str | Path, **options: Any) -> Path:
+    """Write a figure in the style, in the format of the file's name; equal figures give equal SVG files.
+
+    Parameters
+    ----------
+    figure : Figure
+        From any function of `ndt_query.plot`.
+    path : str or Path
+        Where; the suffix chooses among PNG, SVG and PDF.
+    **options
+        Passed on to ``Figure.savefig``.
+
+    Returns
+    -------
+    Path
+        Where it lies.
+    """
+    target = Path(path)
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix)
+    settings: dict[str, Any] = ({"metadata": undated} if undated else {}) | options
+    figure.savefig(target, **settings)
+    return target
+
+
+def results_by_layer(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
+    """Split a result into one Dataset a layer, each with a ``checkpoint`` dimension.
+
+    Raises
+    ------
+    DimensionError
+        The result has no checkpoints to draw over.
+    """
+    if isinstance(result, xr.DataTree):
+        parts = {name: node.to_dataset() for name, node in result.children.items()}
+    elif LAYER in result.dims:
+        parts = {str(name): result.sel({LAYER: name}) for name in result[LAYER].values}
+    else:
+        parts = {str(result.attrs.get("layer", "layer")): result}
+    for name, part in parts.items():
+        if CHECKPOINT not in part.dims:
+            raise DimensionError(f"The result of {name} has no dimension checkpoint: draw one that spans training.")
+    return {name: part.compute() for name, part in parts.items()}
+
+
+def layer_colours(names: list[str]) -> dict[str, Any]:
+    """Give few layers distinct colours, and many layers a scale from the first to the last."""
+    if len(names) <= len(OKABE_ITO):
+        return dict(zip(names, OKABE_ITO, strict=False))
+    scale = mpl.colormaps["viridis"](np.linspace(0, 0.92, len(names)))
+    return dict(zip(names, scale, strict=True))
+
+
+def step_axis(axes: Axes, steps: np.ndarray[Any, Any], label: bool = True) -> None:
+    """Make the x axis one of training steps: logarithmic where they span two decades, with zero shown all the same."""
+    positive = steps[steps > 0]
+    if positive.size and positive.max() >= 100 * positive.min():
+        threshold = float(positive.min())
+        axes.set_xscale("symlog", linthresh=threshold, linscale=0.5)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}".replace(",", "\u2009")))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.margins(x=0.02)
+    if label:
+        axes.set_xlabel("training step")
+
+
+def layer_legend(figure: Figure, axes: Axes) -> None:
+    """Put the names of layers beside the axes, in the order of layers."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside right upper", handlelength=1.4, borderaxespad=0.2)

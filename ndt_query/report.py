@@ -1,0 +1,249 @@
+"""One self-contained HTML page about a store: what it is, one table, four figures, and how each number was made."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from dask.base import compute
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from ndt_query.activity import dead_units, top_examples
+from ndt_query.geometry import dimensionality
+from ndt_query.layers import StoreLike, each_layer
+from ndt_query.plot import activations as unit_figures
+from ndt_query.plot import measures as measure_figures
+from ndt_query.plot.style import styled
+from ndt_query.selectivity import selectivity_index
+from ndt_query.summary import summary
+from ndt_store.dims import CHECKPOINT, LAYER, UNIT
+from ndt_store.errors import NotFoundError
+
+__all__ = ["report"]
+
+PAGE: Final = "report.html"
+N_PERMUTATIONS: Final = 500
+N_UNITS: Final = 6
+N_RANKS: Final = 10
+POSITIONS: Final = "mean"
+MAX_TEXT: Final = 300
+CSS_PIXELS: Final = 110
+"""Of a figure's inch on the page."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything the page shows, computed."""
+
+    summary: xr.Dataset
+    dimension: xr.Dataset
+    dead: dict[str, xr.Dataset]
+    selectivity: dict[str, xr.Dataset]
+
+
+def report(
+    store: Any, out_dir: str | Path, *, progress: Progress | None = None, memory: int | str | None = None
+) -> Path:
+    """Write one HTML page about a store.
+
+    Parameters
+    ----------
+    store : Store
+        With at least one committed checkpoint and one layer of activations. Labels are needed for the part on
+        selectivity, inputs for the pictures; what is not there is left out and the page says so.
+    out_dir : str or Path
+        Folder of the page, made where missing; an older page in it is replaced.
+    progress : callable, optional
+        Called as ``progress(done, total)`` after each layer.
+    memory : int or str, optional
+        Budget of each query, see `ndt_query.budget`.
+
+    Returns
+    -------
+    Path
+        The page, ``report.html``. It loads nothing from anywhere, and its content policy allows no script.
+
+    Notes
+    -----
+    One pass over the activations of each layer, then one over the last checkpoint of layers whose units are pictured.
+    Text from the store is escaped.
+    """
+    findings = _findings(store, progress, memory)
+    figures = _figures(store, findings, memory)
+    n = int(next(iter(findings.dead.values())).attrs["n_examples"])
+    environment = Environment(
+        loader=PackageLoader("ndt_query", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    style = environment.get_template("report.css").render()
+    page = environment.get_template("report.html.j2").render(
+        title=_title(store),
+        style=style,
+        style_digest=base64.b64encode(sha256(style.encode()).digest()).decode(),
+        facts=_facts(store, findings),
+        provenance=_flat(getattr(store, "provenance", {})),
+        table=_table(findings.summary),
+        figures=figures,
+        n=n,
+        rate_bound=f"{1 - 0.05 ** (1 / n):.2%}",
+        n_permutations=N_PERMUTATIONS,
+        has_labels=bool(findings.selectivity),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        software=f"ndt-activations {version('ndt-activations')}",
+    )
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / PAGE
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def _findings(store: StoreLike, progress: Progress | None, memory: int | str | None) -> Findings:
+    layers = dict(each_layer(store))
+    if any(acts.sizes.get(CHECKPOINT, 0) == 0 for acts in layers.values()):
+        raise NotFoundError("The store has no committed checkpoint to report on: capture one first.")
+    one: dict[str, Any] = {}
+    for done, (layer, acts) in enumerate(layers.items(), 1):
+        chosen = {layer: acts}
+        questions = [
+            summary(chosen, positions=POSITIONS, memory=memory),
+            dimensionality(chosen, positions=POSITIONS, memory=memory),
+            dead_units(acts, memory=memory),
+        ]
+        if "label" in acts.coords and len(np.unique(acts["label"].values)) > 1:
+            questions.append(selectivity_index(acts, n_permutations=N_PERMUTATIONS, memory=memory))
+        one[layer] = compute(*questions)
+        if progress is not None:
+            progress(done, len(layers))
+    return Findings(
+        xr.concat([found[0] for found in one.values()], LAYER, combine_attrs="override"),
+        xr.concat([found[1] for found in one.values()], LAYER, combine_attrs="override"),
+        {layer: found[2] for layer, found in one.items()},
+        {layer: found[3] for layer, found in one.items() if len(found) > 3},
+    )
+
+
+def _figures(store: StoreLike, findings: Findings, memory: int | str | None) -> list[dict[str, str]]:
+    dead, selective = (xr.DataTree.from_dict(results) for results in (findings.dead, findings.selectivity))
+    figures = [
+        _image("dimension", measure_figures.dimensionality(findings.dimension)),
+        _image("dead", unit_figures.dead_units(dead)),
+    ]
+    if findings.selectivity:
+        measure = _selectivity_measure(findings)
+        figures.append(_image("selectivity", measure_figures.selectivity(selective, measure=measure)))
+        pictured = _pictured(store, findings, measure, memory)
+        if pictured is not None:
+            figures.append(_image("examples", pictured))
+    return figures
+
+
+def _selectivity_measure(findings: Findings) -> str:
+    defined = all(bool(one["selectivity_index"].notnull().any()) for one in findings.selectivity.values())
+    return "selectivity_index" if defined else "auroc"
+
+
+def _pictured(store: Any, findings: Findings, measure: str, memory: int | str | None) -> Figure | None:
+    root = getattr(store, "root", None)
+    if root is None or "input" not in root or root["input"].ndim not in (2, 3, 4):
+        return None
+    candidates = []
+    for layer, found in findings.selectivity.items():
+        last = found.isel({CHECKPOINT: -1})
+        scores = np.where(last["q_value"] < 0.05, last[measure], -np.inf)
+        for unit in np.argsort(-scores, kind="stable")[:2]:
+            if np.isfinite(scores[unit]):
+                candidates.append((float(scores[unit]), layer, int(unit), str(last["preferred_class"].values[unit])))
+    candidates.sort(reverse=True)
+    if not candidates:
+        return None
+    results, titles = [], []
+    for score, layer, unit, _ in candidates[:N_UNITS]:
+        acts = store[layer]["activations"].isel({CHECKPOINT: -1, UNIT: [unit]})
+        results.append(top_examples(acts, N_RANKS, memory=memory).isel({UNIT: 0}).compute())
+        titles.append(f"{layer}\nunit {acts[UNIT].values[0]}\n{measure_figures.NAMES[measure]} {score:.2f}")
+    return unit_figures.top_examples(results, root["input"], titles=titles, labels=root.get("label"))
+
+
+@styled
+def _image(kind: str, figure: Figure) -> dict[str, str]:
+    buffer = io.BytesIO()
+    # As an image of its own: identifiers inside one SVG cannot meet those of another on the same page.
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    width = round(float(figure.get_size_inches()[0]) * CSS_PIXELS)
+    source = base64.b64encode(buffer.getvalue()).decode()
+    return {"kind": kind, "width": str(width), "source": f"data:image/svg+xml;base64,{source}"}
+
+
+def _title(store: Any) -> str:
+    root = getattr(store, "root", None)
+    title = root.attrs.get("title") if root is not None else None
+    return str(title or Path(str(getattr(store, "path", "store"))).name)[:MAX_TEXT]
+
+
+def _facts(store: Any, findings: Findings) -> list[tuple[str, str]]:
+    found = findings.summary
+    steps = found[CHECKPOINT].values
+    span = f"{len(steps)}, steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"1, step {steps[0]}"
+    first = next(iter(findings.dead.values()))
+    units = int(found["units"].isel({CHECKPOINT: 0}).sum())
+    nbytes = sum(acts.nbytes for _, acts in each_layer(store))
+    return [
+        ("Store", str(getattr(store, "path", ""))),
+        ("Checkpoints", span),
+        ("Examples", str(first.attrs["n_examples"])),
+        ("Layers", f"{found.sizes[LAYER]}, {units} units"),
+        ("Activations", f"{nbytes / 1e6:,.1f} MB before compression"),
+        ("Missing values", f"{int(found['nan_count'].sum())} NaN"),
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name}.")
+        elif value not in (None, "", [], ()):
+            text = str(value)
+            rows.append((name, text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " \u2026"))
+    return rows
+
+
+def _number(value: float, digits: int) -> str:
+    return "\u2013" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _table(found: xr.Dataset) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for layer in found[LAYER].values:
+        for step in found[CHECKPOINT].values:
+            cell = {name: float(one) for name, one in found.sel({LAYER: layer, CHECKPOINT: step}).data_vars.items()}
+            rows.append(
+                {
+                    "layer": str(layer),
+                    "step": int(step),
+                    "first": step == found[CHECKPOINT].values[0],
+                    "cells": [
+                        _number(cell["units"], 0),
+                        _number(cell["dead"], 0),
+                        _number(100 * cell["active_fraction"], 1),
+                        _number(cell["stable_rank"], 2),
+                        _number(cell["participation_ratio"], 2),
+                    ],
+                }
+            )
+    return rows

@@ -1,0 +1,50 @@
+"""One line for each checkpoint and layer: how many units, how many dead, how active, of which dimension."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from ndt_query.activity import dead_units
+from ndt_query.geometry import dimensionality
+from ndt_query.layers import described, per_layer
+from ndt_store.dims import UNIT
+
+__all__ = ["summary"]
+
+
+@per_layer
+def summary(acts: xr.DataArray, *, positions: str = "mean", memory: int | str | None = None) -> xr.Dataset:
+    """Summarise each layer at each checkpoint.
+
+    Parameters
+    ----------
+    acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
+        Activations.
+    positions : {"mean", "samples", "flatten"}
+        What becomes of positions in the measures of dimension, as for `dimensionality`; the mean by default, because it
+        is cheap whatever the size of the maps.
+    memory : int or str, optional
+        Budget of each of the two queries, see `ndt_query.budget`.
+
+    Returns
+    -------
+    Dataset
+        Over (checkpoint,), or (checkpoint, layer) for a store: ``units``; ``dead``, units that never fire;
+        ``active_fraction``, mean over units of the fraction of values that are not zero; ``stable_rank`` and
+        ``participation_ratio`` of the centred activations; ``nan_count``. NaN where the data hold a NaN.
+
+    Notes
+    -----
+    One pass: both questions read each chunk once when computed together.
+    """
+    alive = dead_units(acts, memory=memory)
+    dimension = dimensionality(acts, positions=positions, interval="none", memory=memory)
+    variables = {
+        "units": xr.full_like(alive["dead"].isel({UNIT: 0}, drop=True), acts.sizes[UNIT], dtype="int64"),
+        "dead": alive["dead"].sum(UNIT),
+        "active_fraction": alive["active_fraction"].mean(UNIT, skipna=False),
+        "stable_rank": dimension["stable_rank"],
+        "participation_ratio": dimension["participation_ratio"],
+        "nan_count": alive["nan_count"].sum(UNIT),
+    }
+    return described(variables, acts, "summary by checkpoint and layer", {"positions": positions}, squeeze=False)

@@ -1,0 +1,86 @@
+"""Any values, any chunking: the lazy answer equals the dense one, and merging is associative."""
+
+import dask
+import numpy as np
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import ndt_query as nq
+from ndt_query.kernels import moments, topk
+
+# Few distinct values make ties, zeros of both signs and dead units likely; extremes and NaN come in at times.
+VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 3e20, np.inf, -np.inf, np.nan])
+TAME = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.25, 1000.0])
+
+
+def blocks(elements, min_examples=1):
+    shapes = st.tuples(
+        st.integers(1, 2), st.integers(min_examples, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)
+    )
+    return hnp.arrays(np.float64, shapes, elements=elements)
+
+
+@st.composite
+def chunked(draw):
+    values = draw(blocks(TAME, min_examples=3))[:, :, 0]
+    chunks = tuple(draw(st.integers(1, size)) for size in values.shape)
+    acts = xr.DataArray(
+        values,
+        dims=("checkpoint", "example", "unit", "x"),
+        coords={
+            "example": draw(st.permutations(range(values.shape[1]))),
+            "label": ("example", np.arange(values.shape[1]) % 2),
+        },
+    )
+    return acts, acts.chunk(dict(zip(acts.dims, chunks, strict=True)))
+
+
+@given(chunked())
+@settings(max_examples=60)
+def test_any_chunking__gives_the_dense_answer(pair):
+    dense, lazy = pair
+    questions = (
+        nq.unit_moments,
+        nq.dead_units,
+        nq.class_means,
+        lambda acts: nq.top_examples(acts, 3),
+        lambda acts: nq.selectivity_index(acts, n_permutations=5),
+        lambda acts: nq.dimensionality(acts, n_groups=2),
+    )
+    with dask.config.set(scheduler="synchronous"):
+        for ask in questions:
+            xr.testing.assert_allclose(ask(lazy).compute(), ask(dense), rtol=1e-7, atol=1e-7)
+
+
+@given(blocks(VALUES), st.data())
+def test_moments__counts_and_extremes_are_exact_for_any_values(block, data):
+    cut = data.draw(st.integers(0, block.shape[1]))
+    state = moments.merge(moments.update(block[:, :cut], 0.5), moments.update(block[:, cut:], 0.5))
+    values = block.transpose(0, 3, 1, 2, 4).reshape(block.shape[0], block.shape[3], -1)
+    np.testing.assert_array_equal(state.nan_count, np.isnan(values).sum(-1))
+    np.testing.assert_array_equal(state.active, (np.abs(values) > 0.5).sum(-1))
+    np.testing.assert_array_equal(state.minimum, values.min(-1))
+    np.testing.assert_array_equal(state.maximum, values.max(-1))
+    finite = np.isfinite(values).all(-1)
+    np.testing.assert_allclose(state.mean[finite], values[finite].mean(-1), rtol=1e-12, atol=1e-12)
+    assert not np.isfinite(moments.finalise(state)["std"][~finite]).any()
+
+
+@given(blocks(VALUES, min_examples=3), st.integers(1, 4), st.data())
+def test_topk__merges_in_any_order(block, k, data):
+    n = block.shape[1]
+    ids = np.array(data.draw(st.permutations(range(n))))
+    a, b = sorted(data.draw(st.tuples(st.integers(1, n - 1), st.integers(1, n - 1))))
+    spans = [span for span in (slice(0, a), slice(a, b), slice(b, n)) if span.start < span.stop]
+    parts = [topk.update(block[:, span], ids[span], k) for span in spans]
+    left, right = parts[0], parts[-1]
+    for part in parts[1:]:
+        left = topk.merge(left, part, k)
+    for part in parts[-2::-1]:
+        right = topk.merge(part, right, k)
+    whole = topk.update(block, ids, k)
+    for name in ("value", "example", "position"):
+        np.testing.assert_array_equal(getattr(left, name), getattr(whole, name))
+        np.testing.assert_array_equal(getattr(right, name), getattr(whole, name))

@@ -1,0 +1,177 @@
+"""The page and the table behind it."""
+
+import base64
+import re
+from hashlib import sha256
+from html.parser import HTMLParser
+
+import dask
+import numpy as np
+import pytest
+
+import ndt_query as nq
+from ndt_store.errors import NotFoundError
+from ndt_store.testing import simulate_store
+
+from .sources import counted
+
+CHECKPOINTS = (0, 10, 100)
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    rng = np.random.default_rng(3)
+    wide = rng.random((3, 60, 12, 4, 4)).astype(np.float32)
+    wide[0, :, :5] = 0
+    wide[2, ::3, 7] += 4
+    layers = {"conv<1>": (12, 4, 4), "fc": (6,)}
+    return simulate_store(
+        tmp_path_factory.mktemp("report") / "run & co.zarr",
+        checkpoints=CHECKPOINTS,
+        n_examples=60,
+        layers=layers,
+        planted={"layers/conv<1>/activations": wide},
+    )
+
+
+@pytest.fixture(scope="module")
+def page(simulated, tmp_path_factory):
+    path = nq.report(simulated.store, tmp_path_factory.mktemp("out") / "new" / "folder")
+    return path.read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cells, self.open = [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "td":
+            self.cells.append("")
+        self.open = tag
+
+    def handle_endtag(self, tag):
+        self.open = None
+
+    def handle_data(self, data):
+        if self.open == "td":
+            self.cells[-1] += data
+
+
+def test_summary__equals_numpy(simulated):
+    found = nq.summary(simulated.store).compute()
+    assert found["dead"].dims == ("checkpoint", "layer")
+    values = simulated.arrays["layers/conv<1>/activations"]
+    one = found.sel(layer="conv<1>")
+    assert one["units"].values.tolist() == [12, 12, 12]
+    assert one["dead"].values.tolist() == [5, 0, 0]
+    np.testing.assert_allclose(one["active_fraction"], (values != 0).mean((1, 2, 3, 4)))
+    for c in range(3):
+        means = values[c].mean((2, 3), dtype=np.float64)
+        energy = np.linalg.svd(means - means.mean(0), compute_uv=False) ** 2
+        assert one["stable_rank"].values[c] == pytest.approx(energy.sum() / energy.max())
+        assert one["participation_ratio"].values[c] == pytest.approx(energy.sum() ** 2 / (energy**2).sum())
+
+
+def test_summary__reads_each_chunk_once(rng):
+    acts, source = counted(rng.random((2, 12, 4, 3, 3)), (1, 4, 4, 3, 3))
+    dask.compute(nq.summary(acts))
+    assert len(source.reads) == 6
+
+
+def test_summary__with_a_nan_says_so(rng):
+    values = rng.random((2, 12, 4))
+    values[1, 3, 2] = np.nan
+    found = nq.summary(counted(values, (1, 4, 4))[0]).compute()
+    assert found["nan_count"].values.tolist() == [0, 1]
+    assert np.isnan(found["active_fraction"]).values.tolist() == [False, True]
+
+
+def test_report__loads_nothing_and_runs_nothing(page):
+    parsed = Page(page)
+    policy = next(a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    style = re.search(r"<style>(.*?)</style>", page, re.S).group(1)
+    assert base64.b64encode(sha256(style.encode()).digest()).decode() in policy
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.tags}
+    assert all(a["src"].startswith("data:image/svg+xml;base64,") for tag, a in parsed.tags if tag == "img")
+    assert not re.search(r"\son\w+=", page)
+    assert "url(" not in style
+    assert 'style="' not in page
+
+
+def test_report__shows_four_figures(page):
+    images = [a for tag, a in Page(page).tags if tag == "img"]
+    assert [image["alt"] for image in images] == [
+        "Dimension of each layer over training",
+        "Dead units over training",
+        "Class selectivity of units over training",
+        "Inputs that drive the most selective units",
+    ]
+    for image in images:
+        assert base64.b64decode(image["src"].partition(",")[2]).startswith(b"<?xml")
+
+
+def test_report__tabulates_the_summary(page, simulated):
+    cells, found = Page(page).cells, nq.summary(simulated.store).compute()
+    rows = [cells[i : i + 7] for i in range(0, len(cells), 7)]
+    assert len(rows) == 6
+    assert rows[0][:4] == ["conv<1>", "0", "12", "5"]
+    for row, (layer, step) in zip(rows, [(n, s) for n in found["layer"].values for s in CHECKPOINTS], strict=True):
+        one = found.sel(layer=layer, checkpoint=step)
+        assert row[4] == f"{100 * one['active_fraction'].item():.1f}"
+        assert row[5] == f"{one['stable_rank'].item():.2f}"
+        assert row[6] == f"{one['participation_ratio'].item():.2f}"
+
+
+def test_report__escapes_what_comes_from_the_store(page):
+    assert "conv&lt;1&gt;" in page
+    assert "conv<1>" not in page
+    assert "run &amp; co.zarr" in page
+
+
+def test_report__states_n_null_and_provenance(page):
+    text = re.sub(r"\s+", " ", page)
+    assert "all 60 examples" in text
+    assert "4.87%" in text  # 1 - 0.05^(1/60)
+    assert "500 permutations" in text
+    assert "identity.model" in text
+
+
+def test_report__tells_its_progress_and_replaces_an_older_page(simulated, tmp_path):
+    seen = []
+    first = nq.report(simulated.store, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 2), (2, 2)]
+    assert nq.report(simulated.store, str(tmp_path)) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_report__of_a_store_with_one_class_leaves_selectivity_out(tmp_path):
+    store = simulate_store(tmp_path / "run.zarr", n_classes=1).store
+    text = nq.report(store, tmp_path / "out").read_text()
+    assert "Selectivity is left out" in text
+    assert len([1 for tag, _ in Page(text).tags if tag == "img"]) == 2
+
+
+def test_report__of_one_checkpoint_and_signed_layers_still_works(tmp_path, rng):
+    values = rng.standard_normal((1, 12, 10))
+    store = simulate_store(
+        tmp_path / "run.zarr", checkpoints=(7,), layers={"fc": (10,)}, planted={"layers/fc/activations": values}
+    ).store
+    assert "1, step 7" in nq.report(store, tmp_path / "out").read_text()
+
+
+def test_report__of_a_store_without_commits_says_so(tmp_path):
+    store = simulate_store(tmp_path / "run.zarr", n_committed=0).store
+    with pytest.raises(NotFoundError, match="no committed checkpoint"):
+        nq.report(store, tmp_path / "out")
+
+
+def test_report__shows_a_dash_for_what_a_nan_hides(tmp_path, rng):
+    values = rng.random((3, 12, 10))
+    values[1, 0, 0] = np.nan
+    store = simulate_store(tmp_path / "run.zarr", layers={"fc": (10,)}, planted={"layers/fc/activations": values}).store
+    cells = Page(nq.report(store, tmp_path / "out").read_text()).cells
+    assert [cells[i : i + 7][4:] for i in (0, 7, 14)][1] == ["–", "–", "–"]
