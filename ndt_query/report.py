@@ -32,7 +32,7 @@ from ndt_store.errors import NotFoundError
 
 __all__ = ["report"]
 
-PAGE: Final = "report.html"
+PAGE: Final = "index.html"
 N_PERMUTATIONS: Final = 500
 N_UNITS: Final = 6
 N_RANKS: Final = 10
@@ -74,7 +74,7 @@ def report(
     Returns
     -------
     Path
-        The page, ``report.html``. It loads nothing from anywhere, and its content policy allows no script.
+        The page, ``index.html``. It loads nothing from anywhere, and its content policy allows no script.
 
     Notes
     -----
@@ -200,9 +200,11 @@ def _facts(store: Any, findings: Findings) -> list[tuple[str, str]]:
     span = f"{len(steps)}, steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"1, step {steps[0]}"
     first = next(iter(findings.dead.values()))
     units = int(found["units"].isel({CHECKPOINT: 0}).sum())
+    model = dict(getattr(store, "provenance", {}).get("identity", {})).get("model")
     nbytes = sum(acts.nbytes for _, acts in each_layer(store))
     return [
         ("Store", str(getattr(store, "path", ""))),
+        *([("Model", str(model)[:MAX_TEXT])] if model else []),
         ("Checkpoints", span),
         ("Examples", str(first.attrs["n_examples"])),
         ("Layers", f"{found.sizes[LAYER]}, {units} units"),

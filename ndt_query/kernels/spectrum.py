@@ -76,7 +76,7 @@ def corrected_participation_ratio(n: int, trace: float, trace_square: float, fou
     Parameters
     ----------
     n : int
-        Independent samples; NaN is returned below 4.
+        Independent samples; NaN is returned below 4, and where the estimate of tr(S^2) is not positive.
     trace, trace_square : float
         tr C and tr C^2 of the centred scatter matrix ``C = sum (x - m)(x - m)'``.
     fourth : float
@@ -86,5 +86,7 @@ def corrected_participation_ratio(n: int, trace: float, trace_square: float, fou
         return math.nan
     s1, s2, q = trace / (n - 1), trace_square / (n - 1) ** 2, fourth / (n - 1)
     numerator = 2 * s2 + (n * n - 3 * n + 1) * s1 * s1 - n * q
-    denominator = (n - 1) * (n - 2) * s2 + s1 * s1 - n * q
-    return numerator / denominator if denominator > 0 else math.nan
+    positive = (n - 1) * (n - 2) * s2 + s1 * s1
+    denominator = positive - n * q
+    # Few samples may leave nothing but rounding, or less than nothing, which estimates no sum of squares.
+    return numerator / denominator if denominator > 1e-9 * positive else math.nan

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import dask
 import dask.array as da
@@ -124,9 +125,9 @@ def test_question__cuts_examples_where_smaller_pieces_fit(rng):
     np.testing.assert_allclose(cut["mean"], values.mean((1, 3, 4), dtype=np.float64), rtol=1e-10)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_projection__bounds_the_memory_of_a_fresh_process():
     script = textwrap.dedent("""
-        import resource, sys
         import dask, dask.array as da, numpy as np, xarray as xr
         import ndt_query as nq
         from ndt_query import budget, reduce
@@ -141,12 +142,17 @@ def test_projection__bounds_the_memory_of_a_fresh_process():
             nq.unit_moments(acts).compute()
             return data.nbytes
 
+        def peak_nbytes():
+            # Unlike getrusage, not inherited from the process that started this one.
+            line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+            return int(line.split()[1]) * 1024
+
         ask(2)
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = peak_nbytes()
         total = ask(512)
-        print(projected[-1], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024, total)
+        print(projected[-1], peak_nbytes() - start, total)
     """)
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     projected, growth, total = (int(number) for number in shown.split())
     assert total > 8 * projected
-    assert 0.25 * projected < growth < projected + 16e6
+    assert 0.4 * projected < growth < projected + 16e6

@@ -137,7 +137,9 @@ def test_report__states_n_null_and_provenance(page):
     assert "all 60 examples" in text
     assert "4.87%" in text  # 1 - 0.05^(1/60)
     assert "500 permutations" in text
-    assert "identity.model" in text
+    assert "identity.seed" in text
+    assert "<dt>Model</dt><dd>simulated</dd>" in text
+    assert "<dt>Checkpoints</dt><dd>3, steps 0 to 100</dd>" in text
 
 
 def test_report__tells_its_progress_and_replaces_an_older_page(simulated, tmp_path):
@@ -145,7 +147,7 @@ def test_report__tells_its_progress_and_replaces_an_older_page(simulated, tmp_pa
     first = nq.report(simulated.store, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
     assert nq.report(simulated.store, str(tmp_path)) == first
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_report__of_a_store_with_one_class_leaves_selectivity_out(tmp_path):
