@@ -79,5 +79,6 @@ def _options(recipe: Recipe) -> dict[str, Any]:
         "dtype": asked.dtype,
         "batch_size": asked.batch_size,
         "compression": asked.compression,
+        "model_name": recipe.model.name,
         "identity": {"recipe": recipe.model_dump(mode="json")},
     }

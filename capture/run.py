@@ -48,8 +48,8 @@ def capture(
         By default the model as it is, as step 0. Files are safetensors, or ``.pt`` read with ``weights_only``. A
         folder is one that `ndt train` filled.
     **options
-        As in `Session`: layers, kinds, gradient_of, dtype, batch_size, device, compression, output, dims, identity,
-        block_nbytes, check_disk, progress.
+        As in `Session`: layers, kinds, gradient_of, dtype, batch_size, device, compression, output, dims, model_name,
+        identity, block_nbytes, check_disk, progress.
 
     Returns
     -------

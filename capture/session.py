@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -46,13 +45,6 @@ _DTYPES: Final = ("float32", "float16", "native")
 _OUTPUTS: Final = ("logits", "loss", "prediction")
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    schema: Schema
-    static: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-
-
 class Session:
     """Capture checkpoints of a model while it trains, or whenever its weights are right.
 
@@ -86,6 +78,8 @@ class Session:
         From what the model returns to its class scores.
     dims : mapping, optional
         Names of the axes of a module's output by layer glob, where they cannot be inferred.
+    model_name : str, optional
+        What the store calls the model; by default its class.
     identity : mapping, optional
         What else makes this capture the one it is, for example the recipe's digest; compared on resume.
     check_disk : bool
@@ -131,6 +125,7 @@ class Session:
         compression: str = DEFAULT_PROFILE,
         output: Callable[[Any], torch.Tensor] | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
+        model_name: str | None = None,
         identity: Mapping[str, Any] | None = None,
         block_nbytes: int = BLOCK_NBYTES,
         check_disk: bool = True,
@@ -158,17 +153,17 @@ class Session:
             Tap(site.name, site.kind, site.dims, site.shape, self._stored(site.dtype), site.module_type)
             for site in self._sites
         ]
-        schema, static = plan_store(
+        self._schema, self._static = plan_store(
             checkpoints,
             self._probe.contents,
             taps,
             n_classes=self._n_classes,
             codec=compression,
             block_nbytes=block_nbytes,
-            attrs={"title": f"{type(model).__name__} on {self._probe.name}"},
+            attrs={"title": f"{model_name or type(model).__name__} on {self._probe.name}"},
         )
         own = {
-            "model": type(model).__name__,
+            "model": model_name or type(model).__name__,
             "data": self._probe.name,
             "dataset_digest": self._probe.digest,
             "layers": [layers] if isinstance(layers, str) else list(layers),
@@ -177,14 +172,12 @@ class Session:
             "dtype": dtype,
             "batch_size": batch_size,
         }
-        self._prepared = _Prepared(
-            schema, static, {"identity": {**(identity or {}), **own}, "environment": environment(self._device)}
-        )
+        self._provenance = {"identity": {**(identity or {}), **own}, "environment": environment(self._device)}
 
     @property
     def forecast(self) -> Forecast:
         """Bytes, memory and room, before anything is written."""
-        return forecast_capture(self._prepared.schema, self._storage.path, self._batch_size)
+        return forecast_capture(self._schema, self._storage.path, self._batch_size)
 
     @property
     def store(self) -> Store:
@@ -197,11 +190,8 @@ class Session:
         return self._open_writer().committed
 
     def __enter__(self) -> Self:
-        self._require_room(self._prepared.schema)
-        prepared = self._prepared
-        self._writer = StoreWriter.open(
-            self._storage, prepared.schema, static=prepared.static, provenance=prepared.provenance
-        )
+        self._require_room(self._schema)
+        self._writer = StoreWriter.open(self._storage, self._schema, static=self._static, provenance=self._provenance)
         return self
 
     def __exit__(

@@ -292,6 +292,7 @@ def top_examples(acts: xr.DataArray, k: int = 20, *, memory: int | str | None = 
     found = reduce_examples(acts, TopReduction(example_ids(acts), k, dtype), what="top_examples", memory=memory)
     position = found.pop("position")
     dims = [dim for dim in POSITION_DIMS if dim in acts.dims]
+    found.update(dict.fromkeys(dims, position))  # y before x, though the last is divided off first
     for dim in reversed(dims):
         place, position = position % acts.sizes[dim], position // acts.sizes[dim]
         labels = np.asarray(acts[dim].values)

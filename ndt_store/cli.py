@@ -188,7 +188,8 @@ def verify(store: str, read_data: bool, output_format: str) -> None:
     if report.findings or output_format != "table":
         emit([{name: getattr(f, name) for name in columns} for f in report.findings], output_format, columns=columns)
     looked = "read and checked" if read_data else "measured"
-    tell(
+    say = click.echo if output_format == "table" else tell
+    say(
         f"{report.path}: {report.n_documents} documents, {report.n_commits} commits, {report.n_blocks} blocks "
         f"({human_nbytes(report.nbytes)}) {looked}; "
         + ("everything is as committed." if report.ok else f"{len(report.findings)} findings.")

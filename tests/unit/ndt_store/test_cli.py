@@ -54,9 +54,9 @@ def test_every_format_holds_every_row(store, capsys, output_format):
 
 
 def test_verify_of_a_whole_store_exits_0(store, capsys):
-    code, out, err = run(capsys, "verify", store.path, "--read-data")
-    assert (code, out) == (0, "")
-    assert "everything is as committed" in err
+    code, out, _ = run(capsys, "verify", store.path, "--read-data")
+    assert code == 0
+    assert "everything is as committed" in out
 
 
 def test_verify_of_a_damaged_store_exits_1_and_names_the_block(store, capsys, tmp_path):
