@@ -10,7 +10,7 @@ from ndt_store.errors import InvalidInputError, MemoryBudgetError
 
 def test_projected_nbytes__adds_its_visible_terms():
     terms = Projection(1000, 500, 2.0, 3, 10, 7, 1)
-    assert budget.projected_nbytes(terms) == 3 * (1000 + 2 * 500) + 7 * 10 + 1
+    assert budget.projected_nbytes(terms) == 4 * 1000 + 3 * 2 * 500 + 7 * 10 + 1
 
 
 @pytest.mark.parametrize(("text", "nbytes"), [("4 GiB", 4 << 30), ("1kB", 1000), (12, 12)])
@@ -42,9 +42,9 @@ def test_allowed_nbytes__refuses_what_is_not_a_size(text):
 
 def test_check__raises_only_above_the_budget():
     terms = Projection(100, 0, 0.0, 1, 0, 0, 0)
-    budget.check("it", terms, 100, "select less")
-    with pytest.raises(MemoryBudgetError, match="it is projected to take 100 B where 99 B are allowed"):
-        budget.check("it", terms, 99, "select less")
+    budget.check("it", terms, 200, "select less")
+    with pytest.raises(MemoryBudgetError, match="it is projected to take 200 B where 199 B are allowed"):
+        budget.check("it", terms, 199, "select less")
 
 
 def test_n_threads__follows_dask():

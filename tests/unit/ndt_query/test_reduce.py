@@ -137,7 +137,7 @@ def test_projection__bounds_the_memory_of_a_fresh_process():
         reduce.check = lambda what, terms, allowed, advice: projected.append(budget.projected_nbytes(terms))
 
         def ask(n_examples):
-            data = da.zeros((6, n_examples, 64, 28, 28), chunks=(1, 128, 64, 28, 28), dtype="float32")
+            data = da.zeros((8, n_examples, 64, 28, 28), chunks=(1, 128, 64, 28, 28), dtype="float32")
             acts = xr.DataArray(data + np.float32(1), dims=("checkpoint", "example", "unit", "y", "x"))
             nq.unit_moments(acts).compute()
             return data.nbytes
