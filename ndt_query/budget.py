@@ -2,11 +2,12 @@
 
 The projection of one query is::
 
-    (threads + 1) x source chunk + threads x working factor x piece + states x state size + result size
+    threads x (2 x source chunk + working factor x piece) + states x state size + result size
 
 A *source chunk* is what one task reads, a *piece* is what one kernel call is given of it, the *working factor* counts
-the kernel's temporaries against the piece, and *states* counts the partial results that are alive at the same time. The
-one chunk more than threads is a finished one that the scheduler has yet to let go.
+the kernel's temporaries against the piece, and *states* counts the partial results that are alive at the same time.
+Source chunks count twice: beside the one in work, each thread may leave a finished one that the scheduler or the
+allocator has yet to give back.
 """
 
 from __future__ import annotations
@@ -62,11 +63,10 @@ def projected_nbytes(terms: Projection) -> int:
     Examples
     --------
     >>> projected_nbytes(Projection(1000, 1000, 1.5, 4, 100, 8, 50))
-    11850
+    14850
     """
-    chunks = (terms.n_threads + 1) * terms.source_nbytes
-    working = terms.n_threads * terms.working_factor * terms.piece_nbytes
-    return chunks + int(working) + terms.n_states * terms.state_nbytes + terms.result_nbytes
+    working = terms.n_threads * (2 * terms.source_nbytes + terms.working_factor * terms.piece_nbytes)
+    return int(working) + terms.n_states * terms.state_nbytes + terms.result_nbytes
 
 
 def n_threads() -> int:

@@ -10,7 +10,7 @@ from ndt_store.errors import InvalidInputError, MemoryBudgetError
 
 def test_projected_nbytes__adds_its_visible_terms():
     terms = Projection(1000, 500, 2.0, 3, 10, 7, 1)
-    assert budget.projected_nbytes(terms) == 4 * 1000 + 3 * 2 * 500 + 7 * 10 + 1
+    assert budget.projected_nbytes(terms) == 3 * (2 * 1000 + 2 * 500) + 7 * 10 + 1
 
 
 @pytest.mark.parametrize(("text", "nbytes"), [("4 GiB", 4 << 30), ("1kB", 1000), (12, 12)])
