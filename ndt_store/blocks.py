@@ -1,4 +1,4 @@
-"""Reading blocks by the commit record, and arrays made of them.
+"""Writing blocks, reading them by the commit record, and arrays made of them.
 
 `read_block` knows from the record which bytes a block has to have. It reads exactly as many, compares the checksum,
 and decodes straight into the destination. A block that is missing, too short, too long or altered raises an
@@ -18,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_store.catalogue import Catalogue
-from ndt_store.codecs import CRC_NBYTES, crc32c, decode
+from ndt_store.codecs import CRC_NBYTES, crc32c, decode, encode
 from ndt_store.commits import BlockEntry
-from ndt_store.errors import IntegrityError
-from ndt_store.layout import block_shape, n_blocks, numpy_dtype
+from ndt_store.errors import DimensionError, IntegrityError, InvalidInputError
+from ndt_store.layout import Block, block_nbytes, block_shape, n_blocks, numpy_dtype, padded
 from ndt_store.schema import ArraySpec
 from ndt_store.storage import Storage
 
-__all__ = ["BlockArray", "read_block"]
+__all__ = ["BlockArray", "count_nonfinite", "read_block", "write_block"]
+
+SLACK_NBYTES: Final = 1 << 20
+"""What a codec's header and long strings may add to a block."""
 
 _SCRATCH: Final = threading.local()
 
@@ -40,6 +43,8 @@ def read_block(storage: Storage, spec: ArraySpec, entry: BlockEntry, out: NDArra
     IntegrityError
         The bytes on disk are not the bytes that were committed.
     """
+    if not 0 < entry.nbytes <= 2 * block_nbytes(spec) + SLACK_NBYTES:
+        raise _damaged(storage, spec, entry, f"is listed with {entry.nbytes} bytes, which no such block has")
     direct = spec.codec == "none" and out.dtype.kind != "T" and out.nbytes + CRC_NBYTES == entry.nbytes
     trailer = bytearray(CRC_NBYTES)
     if direct:
@@ -52,7 +57,7 @@ def read_block(storage: Storage, spec: ArraySpec, entry: BlockEntry, out: NDArra
     except (FileNotFoundError, NotADirectoryError):
         raise _damaged(storage, spec, entry, "is missing") from None
     except OSError as error:
-        raise _damaged(storage, spec, entry, f"cannot be read ({error.strerror})") from error
+        raise _damaged(storage, spec, entry, f"cannot be read ({error})") from error
     if n_read != entry.nbytes:
         size = storage.size(entry.key)
         raise _damaged(storage, spec, entry, f"has {size} bytes where {entry.nbytes} were committed")
@@ -64,6 +69,40 @@ def read_block(storage: Storage, spec: ArraySpec, entry: BlockEntry, out: NDArra
         decode(payload, spec.codec, out)
     except ValueError as error:
         raise _damaged(storage, spec, entry, f"cannot be decoded: {error}") from error
+
+
+def write_block(storage: Storage, spec: ArraySpec, target: Block, data: NDArray[Any]) -> tuple[BlockEntry, int, int]:
+    """Encode and write one block, whole or not at all.
+
+    Returns
+    -------
+    entry : BlockEntry
+        For the commit record.
+    n_nan, n_inf : int
+        How many of its values are not finite.
+    """
+    shape = (target.stop - target.start, *spec.sizes[1:]) if spec.sizes else ()
+    if data.shape != shape:
+        raise DimensionError(f"Block {target.key} has shape {data.shape}: expected {shape} for dims {spec.dims}.")
+    dtype = numpy_dtype(spec)
+    if spec.dtype != "string" and data.dtype != dtype:
+        raise InvalidInputError(f"Block {target.key} has dtype {data.dtype}: expected {dtype}; cast it first.")
+    nan, inf = count_nonfinite(data)
+    encoded = encode(padded(spec, data), spec.codec)
+    storage.write(target.key, encoded.buffers)
+    return BlockEntry(target.key, encoded.nbytes, encoded.crc32c), nan, inf
+
+
+def count_nonfinite(data: NDArray[Any]) -> tuple[int, int]:
+    """Count NaN and infinite values."""
+    if data.dtype.kind != "f":
+        return 0, 0
+    # Almost every block is finite, and one fast pass says so; overflow to infinity only means a second look.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat := data.reshape(-1), flat)):
+            return 0, 0
+    nan = int(np.count_nonzero(np.isnan(data)))
+    return nan, int(np.count_nonzero(np.isinf(data)))
 
 
 def _damaged(storage: Storage, spec: ArraySpec, entry: BlockEntry, what: str) -> IntegrityError:
@@ -108,8 +147,9 @@ class BlockArray:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        # A commit never changes, so that path, array and steps name the content.
-        return ("ndt", self.catalogue.storage.path, self.spec.path, self.catalogue.committed)
+        # A commit never changes; the stamp tells another store at the same place.
+        where = (self.catalogue.storage.path, self.catalogue.stamp)
+        return ("ndt", *where, self.spec.path, self.catalogue.committed)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         selection = _normalise(key, self.shape)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
+from ndt_store.codecs import profile
 from ndt_store.commits import MAX_RECORD_NBYTES, PREFIX, CommitRecord, commit_key, parse_step
 from ndt_store.errors import FormatVersionError, IntegrityError, NotFoundError, SchemaError
 from ndt_store.layout import ROOT_DOCUMENT, digest
@@ -37,12 +38,15 @@ class Catalogue:
         Where it comes from: ``identity`` decides whether a capture may resume, ``environment`` is for the reader.
     committed : tuple of int
         Steps of the committed checkpoints, increasing.
+    stamp : str
+        Changes when the store at this place is replaced by another; names what is cached of it.
     """
 
     storage: Storage
     schema: Schema
     provenance: Mapping[str, Any]
     committed: tuple[int, ...]
+    stamp: str = ""
     _records: dict[int | None, CommitRecord] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -60,11 +64,18 @@ class Catalogue:
         """
         schema, provenance = _read_root(storage)
         steps = {parse_step(key) for key in storage.list(PREFIX)} & set(schema.checkpoints)
-        return cls(storage, schema, provenance, tuple(step for step in schema.checkpoints if step in steps))
+        committed = tuple(step for step in schema.checkpoints if step in steps)
+        stamps = [storage.stamp(commit_key(step)) for step in (None, *committed)]
+        return cls(storage, schema, provenance, committed, digest(stamps))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process reads the records it needs; carrying them along would outweigh small tasks.
-        return type(self), (self.storage, self.schema, self.provenance, self.committed)
+        return type(self), (self.storage, self.schema, self.provenance, self.committed, self.stamp)
+
+    def with_commit(self, step: int) -> Self:
+        """Return the snapshot after one more commit, without reading the store again."""
+        committed = tuple(sorted({*self.committed, step}))
+        return replace(self, committed=committed, stamp=self.stamp + self.storage.stamp(commit_key(step)))
 
     @property
     def is_complete(self) -> bool:
@@ -87,7 +98,7 @@ class Catalogue:
                 f"The commit record {key} of {self.storage.path} {state}: restore it from a copy of the store.",
                 key,
             )
-        record = CommitRecord.from_json(self.storage.read(key), key)
+        record = CommitRecord.from_json(self.storage.read(key, MAX_RECORD_NBYTES), key)
         index = -1 if step is None else self.schema.checkpoints.index(step)
         if (record.step, record.index) != (step, index):
             raise IntegrityError(
@@ -99,6 +110,10 @@ class Catalogue:
         return record
 
 
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
+
+
 def _read_root(storage: Storage) -> tuple[Schema, Mapping[str, Any]]:
     where = storage.path
     size = storage.size(ROOT_DOCUMENT)
@@ -108,7 +123,7 @@ def _read_root(storage: Storage) -> tuple[Schema, Mapping[str, Any]]:
     if size > MAX_ROOT_NBYTES:
         raise IntegrityError(f"{where}/zarr.json has {size} bytes: no store's metadata is as large.", ROOT_DOCUMENT)
     try:
-        attributes = json.loads(storage.read(ROOT_DOCUMENT))["attributes"]
+        attributes = json.loads(storage.read(ROOT_DOCUMENT, MAX_ROOT_NBYTES), parse_constant=_refuse)["attributes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(
             f"{where}/zarr.json is damaged ({error}): restore it from a copy of the store.", ROOT_DOCUMENT
@@ -128,8 +143,13 @@ def _read_root(storage: Storage) -> tuple[Schema, Mapping[str, Any]]:
     try:
         if digest(content) != claimed:
             raise SchemaError("schema and provenance do not match their digest")
-        return Schema.from_json(content["schema"]), content["provenance"]
-    except (SchemaError, KeyError, TypeError) as error:
+        schema, provenance = Schema.from_json(content["schema"]), content["provenance"]
+        for spec in schema.arrays:
+            profile(spec.codec)
+        if not all(isinstance(part, dict) for part in (provenance, *provenance.values())):
+            raise SchemaError("its provenance is no mapping of mappings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(
             f"{where}/zarr.json is damaged ({error}): restore it from a copy of the store.", ROOT_DOCUMENT
         ) from error
+    return schema, provenance

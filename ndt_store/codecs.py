@@ -156,10 +156,11 @@ def decode(payload: memoryview, codec: str, out: NDArray[Any]) -> None:
         When the payload is not a frame of exactly the block's size; the caller knows which block that is.
     """
     if out.dtype.kind == "T":
-        flat = _STRINGS.decode(_decompress(payload) if profile(codec).cname else payload)
-        if flat.size != out.size:
-            raise ValueError(f"it holds {flat.size} strings where the schema has {out.size}")
-        out[...] = flat.reshape(out.shape)
+        raw = _decompress(payload) if profile(codec).cname else payload
+        count = int.from_bytes(raw[:4], "little")
+        if count != out.size:
+            raise ValueError(f"it declares {count} strings where the schema has {out.size}")
+        out[...] = _STRINGS.decode(raw).reshape(out.shape)
         return
     if not profile(codec).cname:
         if payload.nbytes != out.nbytes:

@@ -10,12 +10,12 @@ Zarr alone cannot say whether a block is missing: what is not there reads as the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
 from ndt_store.errors import IntegrityError
-from ndt_store.layout import blocks, canonical_json, digest
+from ndt_store.layout import blocks, canonical_json, digest, n_blocks
 from ndt_store.schema import ArraySpec
 
 __all__ = ["ArrayEntry", "BlockEntry", "CommitRecord", "commit_key"]
@@ -46,6 +46,11 @@ class ArrayEntry:
     blocks: tuple[BlockEntry, ...]
     nan: int = 0
     inf: int = 0
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[BlockEntry, int, int]]) -> Self:
+        """Make an entry of what writing each block gave: its entry, its NaN and its infinite values."""
+        return cls(tuple(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,13 @@ class CommitRecord:
         IntegrityError
             A record that disagrees with the schema could send a read anywhere.
         """
+        counts = {spec.path: n_blocks(spec) for spec in specs}
+        if counts != {path: len(entry.blocks) for path, entry in self.arrays.items()}:
+            raise IntegrityError(
+                f"The commit record {key} lists other numbers of blocks than the schema plans: record and schema are "
+                "of different stores; restore both from one copy.",
+                key,
+            )
         planned = {spec.path: tuple(block.key for block in blocks(spec, self.index)) for spec in specs}
         listed = {path: tuple(block.key for block in entry.blocks) for path, entry in self.arrays.items()}
         if planned != listed:

@@ -7,6 +7,7 @@ from typing import Final
 CHECKPOINT: Final = "checkpoint"
 EXAMPLE: Final = "example"
 UNIT: Final = "unit"
+Z: Final = "z"
 Y: Final = "y"
 X: Final = "x"
 TOKEN: Final = "token"  # noqa: S105 - a dimension, not a secret
@@ -23,5 +24,5 @@ KINDS: Final = (ACTIVATIONS, GRADIENTS, ATTENTIONS)
 
 LAYERS_GROUP: Final = "layers"
 
-POSITION_DIMS: Final = (TOKEN, Y, X)
+POSITION_DIMS: Final = (TOKEN, Z, Y, X)
 """Dimensions over which one unit is evaluated at several places of the same example."""

@@ -95,9 +95,9 @@ def rows_per_block(sizes: tuple[int, ...], dtype: str, target_nbytes: int = BLOC
     """
     if not sizes:
         return 1
-    row_nbytes = math.prod(sizes[1:]) * np.dtype(dtype if dtype != "string" else "uint8").itemsize
+    row_nbytes = max(1, math.prod(sizes[1:]) * np.dtype(dtype if dtype != "string" else "uint8").itemsize)
     n_blocks = math.ceil(sizes[0] / max(1, target_nbytes // row_nbytes))
-    return math.ceil(sizes[0] / n_blocks)
+    return math.ceil(sizes[0] / max(1, n_blocks))
 
 
 def block_shape(spec: ArraySpec) -> tuple[int, ...]:

@@ -139,6 +139,7 @@ def plan_store(
     taps: Sequence[Tap],
     *,
     n_classes: int | None = None,
+    logits_dtype: str = "float32",
     codec: str = DEFAULT_PROFILE,
     block_nbytes: int = BLOCK_NBYTES,
     attrs: Mapping[str, Any] | None = None,
@@ -155,6 +156,8 @@ def plan_store(
         What comes out, at least one.
     n_classes : int, optional
         Width of the model's logits; None where the model has none to store.
+    logits_dtype : str
+        As stored, of logits and loss.
     codec : str
         Compression profile of the taps and the inputs.
     block_nbytes : int
@@ -185,15 +188,15 @@ def plan_store(
     plan.static("input", (EXAMPLE, *input_dims), probe.inputs, codec, long_name="what the model saw")
     plan.cube("weights_digest", (), (), "string", "none", 1, long_name="SHA-256 of the weights")
     if n_classes is not None:
-        rows = rows_per_block((n, n_classes), "float32", block_nbytes)
-        plan.cube("logits", (EXAMPLE, CLASS), (n, n_classes), "float32", "none", rows, long_name="class scores")
-        plan.cube("loss", (EXAMPLE,), (n,), "float32", "none", n, long_name="cross-entropy", units="nat")
+        rows = rows_per_block((n, n_classes), logits_dtype, block_nbytes)
+        plan.cube("logits", (EXAMPLE, CLASS), (n, n_classes), logits_dtype, "none", rows, long_name="class scores")
+        plan.cube("loss", (EXAMPLE,), (n,), logits_dtype, "none", n, long_name="cross-entropy", units="nat")
         plan.cube("prediction", (EXAMPLE,), (n,), "int64", "none", n, long_name="class with the highest score", **names)
     groups: dict[str, dict[str, Any]] = {"": {"Conventions": "CF-1.11", **(attrs or {}), "coordinates": labelled}}
     for tap in taps:
         _plan_tap(plan, tap, n, codec, block_nbytes)
         groups[f"{LAYERS_GROUP}/{tap.layer}"] = {"module": tap.module}
-    return Schema(tuple(int(step) for step in checkpoints), tuple(plan.arrays), groups), plan.values
+    return Schema(tuple(checkpoints), tuple(plan.arrays), groups), plan.values
 
 
 def _plan_tap(plan: _Plan, tap: Tap, n: int, codec: str, block_nbytes: int) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import encode
-from ndt_store.errors import ResumeMismatchError
-from ndt_store.layout import Rows, blocks, padded, rows_of
+from ndt_store.errors import InvalidInputError, ResumeMismatchError
+from ndt_store.layout import Rows, blocks, canonical_json, padded, rows_of
 from ndt_store.schema import Schema
 
-__all__ = ["check_same", "check_static", "mismatch"]
+__all__ = ["as_json", "check_same", "check_static", "mismatch"]
 
 IDENTITY = "identity"
 
@@ -23,6 +24,30 @@ def mismatch(where: str, field: str, stored: Any, given: Any) -> ResumeMismatchE
         "command to resume it, or capture into a new store.",
         field,
     )
+
+
+def as_json(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return provenance as it will be read back: tuples as lists, keys as strings.
+
+    Raises
+    ------
+    InvalidInputError
+        JSON cannot hold it; names the entry.
+    """
+    kept: dict[str, Any] = {}
+    for section, entries in provenance.items():
+        if not isinstance(entries, Mapping):
+            raise InvalidInputError(f"provenance[{section!r}] is {type(entries).__name__}: expected a mapping.")
+        kept[section] = {}
+        for key, value in entries.items():
+            try:
+                kept[section][str(key)] = json.loads(canonical_json(value))
+            except (TypeError, ValueError) as error:
+                raise InvalidInputError(
+                    f"provenance[{section!r}][{key!r}] cannot be kept as JSON ({error}): give text, finite numbers, "
+                    "lists and mappings."
+                ) from error
+    return kept
 
 
 def check_same(catalogue: Catalogue, schema: Schema, provenance: Mapping[str, Any]) -> None:

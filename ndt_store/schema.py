@@ -13,6 +13,7 @@ is joined to a path or allocated.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,16 +22,21 @@ from typing import Any, Final, Self
 from ndt_store.dims import CHECKPOINT, EXAMPLE, KINDS, LAYERS_GROUP
 from ndt_store.errors import SchemaError
 
-__all__ = ["DTYPES", "FORMAT_VERSION", "ArraySpec", "Schema", "layer_path"]
+__all__ = ["DTYPES", "FORMAT_VERSION", "ArraySpec", "Schema", "as_step", "check_name", "layer_path"]
 
 FORMAT_VERSION: Final = 1
 DTYPES: Final = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool", "string")
 MAX_RANK: Final = 16
 MAX_NAME_BYTES: Final = 200
 MAX_ARRAY_NBYTES: Final = 1 << 56
+MAX_BLOCK_NBYTES: Final = (1 << 31) - 64
+MAX_BLOCKS: Final = 1 << 24
 
-# Zarr reserves names that start with two underscores; control characters, slashes and a lone dot never reach a path.
-_NAME = re.compile(r"(?!__)(?!\.+$)[^\x00-\x1f\x7f/\\]+")
+# Zarr reserves names that start with two underscores, and its own file's; control characters, surrogates, slashes and a
+# lone dot never reach a path.
+_NAME = re.compile(r"(?!__)(?!\.+$)(?!zarr\.json$)[^\x00-\x1f\x7f/\\\ud800-\udfff]+")
+
+_ITEMSIZES: Final = {"float64": 8, "int64": 8, "float16": 2, "uint8": 1, "bool": 1}
 
 JsonAttrs = Mapping[str, Any]
 
@@ -40,9 +46,26 @@ def check_name(name: str, what: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name.encode()) > MAX_NAME_BYTES:
         raise SchemaError(
             f"{what} {name!r} cannot name a part of a store: expected 1 to {MAX_NAME_BYTES} bytes without slashes or "
-            "control characters, not only dots, not starting with '__'; rename it."
+            "control characters, not only dots, not 'zarr.json', not starting with '__'; rename it."
         )
     return name
+
+
+def as_step(value: Any) -> int:
+    """Return a training step as a Python integer; numpy integers pass, booleans and floats do not.
+
+    Raises
+    ------
+    SchemaError
+        It is no whole number from 0 to 2^63 - 1.
+    """
+    try:
+        step = operator.index(value)
+    except TypeError:
+        step = -1
+    if isinstance(value, bool) or not 0 <= step < 1 << 63:
+        raise SchemaError(f"Checkpoints are training steps, whole numbers from 0 to 2^63 - 1: got {value!r}.")
+    return step
 
 
 def layer_path(layer: str, kind: str) -> str:
@@ -103,6 +126,22 @@ class ArraySpec:
             raise SchemaError(f"Array {self.path} has dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}.")
         if math.prod(self.sizes) * 8 > MAX_ARRAY_NBYTES:
             raise SchemaError(f"Array {self.path} of sizes {self.sizes} is too large: one checkpoint exceeds 64 PB.")
+        if not isinstance(self.attrs, Mapping):
+            raise SchemaError(f"Attributes of {self.path} are {type(self.attrs).__name__}: expected a mapping.")
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        """Bound what reading one block may allocate, and how many blocks a record may list."""
+        if not self.sizes:
+            return
+        if self.rows > self.sizes[0]:
+            raise SchemaError(f"Array {self.path} has {self.rows} rows a block of {self.sizes[0]}: expected no more.")
+        nbytes = math.prod((self.rows, *self.sizes[1:])) * _ITEMSIZES.get(self.dtype, 4)
+        if nbytes > MAX_BLOCK_NBYTES or self.sizes[0] // self.rows > MAX_BLOCKS:
+            raise SchemaError(
+                f"Array {self.path} of sizes {self.sizes} with {self.rows} rows a block has blocks of {nbytes} bytes: "
+                f"expected at most {MAX_BLOCK_NBYTES} bytes a block and {MAX_BLOCKS} blocks."
+            )
 
     @property
     def is_cube(self) -> bool:
@@ -159,10 +198,11 @@ class Schema:
     checkpoints: tuple[int, ...]
     arrays: tuple[ArraySpec, ...]
     groups: Mapping[str, JsonAttrs] = field(default_factory=dict)
+    _by_path: Mapping[str, ArraySpec] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if any(not isinstance(step, int) or isinstance(step, bool) or step < 0 for step in self.checkpoints):
-            raise SchemaError(f"Checkpoints are training steps, whole numbers from 0 on: got {self.checkpoints}.")
+        object.__setattr__(self, "checkpoints", tuple(as_step(step) for step in self.checkpoints))
+        object.__setattr__(self, "_by_path", {spec.path: spec for spec in self.arrays})
         if any(b <= a for a, b in zip(self.checkpoints, self.checkpoints[1:], strict=False)):
             raise SchemaError(f"Checkpoints have to increase strictly: got {self.checkpoints}; sort and deduplicate.")
         self._check_paths()
@@ -215,7 +255,7 @@ class Schema:
 
     def find(self, path: str) -> ArraySpec | None:
         """Return the array at `path`, or None."""
-        return next((spec for spec in self.arrays if spec.path == path), None)
+        return self._by_path.get(path)
 
     def group_paths(self) -> tuple[str, ...]:
         """Paths of every group, parents before children; "" is the root."""

@@ -11,24 +11,29 @@ synced the directories concerned, which the writer does before it publishes a co
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import itertools
-import json
 import os
+import secrets
 import shutil
-import socket
+import stat
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ndt_store.errors import InvalidInputError, StorageError, StoreLockedError
+from ndt_store.errors import InvalidInputError, StorageError
+from ndt_store.locking import FileLock
 
 __all__ = ["LocalStorage", "Lock", "Storage", "open_storage"]
 
 LOCK_KEY: Final = "lock"
 TEMPORARY: Final = "tmp"
+
+READ_ADVICE: Final = "mend the permissions or the disk and try again"
+WRITE_ADVICE: Final = (
+    "nothing committed is lost, so make room or mend permissions and run the same command again to resume"
+)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -51,10 +56,13 @@ class Storage(Protocol):
         """Whether the key, or without one the place itself, is there."""
 
     def size(self, key: str) -> int | None:
-        """Bytes at `key`, None where there is nothing."""
+        """Bytes at `key`, None where there is nothing that could be read."""
 
-    def read(self, key: str) -> bytes:
-        """All bytes at `key`; FileNotFoundError where there is nothing."""
+    def stamp(self, key: str) -> str:
+        """Something that changes whenever `key` is written anew, "" where there is nothing."""
+
+    def read(self, key: str, limit: int) -> bytes:
+        """All bytes at `key`, but at most `limit`; FileNotFoundError where there is nothing."""
 
     def read_into(self, key: str, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from the start of `key` and return the number of bytes read."""
@@ -91,7 +99,7 @@ def open_storage(location: str | os.PathLike[str] | Storage) -> Storage:
             f"{text} is a URL, and this version reads and writes local directories only: copy the store to a disk "
             "and give its path."
         )
-    return LocalStorage(Path(text))
+    return LocalStorage(text)
 
 
 class LocalStorage:
@@ -99,52 +107,84 @@ class LocalStorage:
 
     Parameters
     ----------
-    root : Path
+    root : path
         The store's directory; it is made by the first write.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._named = os.fspath(root)
+        # A relative path would follow the process when it changes its folder.
+        self.root = Path(root).absolute()
+        self._token = secrets.token_hex(4)
         self._counter = itertools.count()
         self._guard = threading.Lock()
         self._made: set[Path] = set()
         self._unsynced: set[Path] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process may stand in another folder.
-        return type(self), (self.root.absolute(),)
+        return type(self), (self.root,)
 
     @property
     def path(self) -> str:
-        return str(self.root)
+        return self._named
 
     def exists(self, key: str = "") -> bool:
-        return (self.root / key).exists()
+        return self._stat(key) is not None
 
     def size(self, key: str) -> int | None:
-        try:
-            return (self.root / key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        found = self._stat(key)
+        return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
 
-    def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+    def stamp(self, key: str) -> str:
+        found = self._stat(key)
+        return "" if found is None else f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
+
+    def read(self, key: str, limit: int) -> bytes:
+        descriptor = self._open(key)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(limit)
 
     def read_into(self, key: str, buffers: Sequence[memoryview]) -> int:
-        descriptor = os.open(self.root / key, os.O_RDONLY)
+        descriptor = self._open(key)
         try:
             return _read_fully(descriptor, list(buffers))
         finally:
             os.close(descriptor)
 
+    def _stat(self, key: str) -> os.stat_result | None:
+        try:
+            return (self.root / key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _storage_error(error, f"looking at {self.root / key}", READ_ADVICE) from error
+
+    def _open(self, key: str) -> int:
+        # Without O_NONBLOCK a pipe in the place of a file would be waited for, for ever.
+        try:
+            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", key) from None
+        except OSError as error:
+            raise _storage_error(error, f"reading {self.root / key}", READ_ADVICE) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FileNotFoundError(errno.ENOENT, "it is no regular file", key)
+        return descriptor
+
     def list(self, prefix: str = "") -> Iterator[str]:
-        for folder, _, files in os.walk(self.root / prefix):
+        # A listing that fails is not an empty one: what is committed would be taken for missing.
+        for folder, _, files in os.walk(self.root / prefix, onerror=self._listing_failed):
             relative = Path(folder).relative_to(self.root)
             yield from ((relative / name).as_posix() for name in files)
 
+    def _listing_failed(self, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise _storage_error(error, f"listing {error.filename}", READ_ADVICE) from error
+
     def write(self, key: str, buffers: Sequence[Buffer]) -> None:
         target = self.root / key
-        temporary = self.root / TEMPORARY / f"{os.getpid()}-{next(self._counter)}"
+        temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._counter)}"
         try:
             self._make(temporary.parent)
             self._make(target.parent)
@@ -178,17 +218,20 @@ class LocalStorage:
     def sync(self) -> None:
         with self._guard:
             folders, self._unsynced = self._unsynced, set()
-        for folder in sorted(folders):
-            if folder.is_dir():
-                try:
+        try:
+            while folders:
+                folder = folders.pop()
+                if folder.is_dir():
                     _sync_directory(folder)
-                except OSError as error:
-                    raise _storage_error(error, f"syncing {folder}") from error
+        except OSError as error:
+            with self._guard:
+                self._unsynced |= {folder, *folders}
+            raise _storage_error(error, f"syncing {folder}") from error
 
     def lock(self) -> Lock:
         try:
             self._make(self.root)
-            return _FileLock(self.root / LOCK_KEY)
+            return FileLock(self.root / LOCK_KEY)
         except OSError as error:
             raise _storage_error(error, f"locking {self.root}") from error
 
@@ -203,63 +246,8 @@ class LocalStorage:
             self._unsynced.update(path.parent for path in missing)
 
 
-class _FileLock:
-    """An advisory lock on a file that names its holder.
-
-    The kernel drops the lock when the process ends, however it ends, so that a killed writer never has to be
-    declared dead. The file's text is there for people.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        while True:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(self._descriptor, 4096)
-                os.close(self._descriptor)
-                raise _locked(path, holder) from None
-            # The holder before us removes the file when it lets go: a lock on a removed file guards nothing.
-            if self._is_current():
-                break
-            os.close(self._descriptor)
-        started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        os.truncate(self._descriptor, 0)
-        os.pwrite(
-            self._descriptor,
-            json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}).encode(),
-            0,
-        )
-
-    def _is_current(self) -> bool:
-        try:
-            return self._path.stat().st_ino == os.fstat(self._descriptor).st_ino
-        except FileNotFoundError:
-            return False
-
-    def release(self) -> None:
-        self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-
-
-def _locked(path: Path, holder: bytes) -> StoreLockedError:
-    try:
-        who: dict[str, Any] = json.loads(holder)
-        name = f"process {who['pid']} on {who['host']} since {who['started']}"
-    except (ValueError, KeyError, TypeError):
-        name = "another process that has not yet said who it is"
-    return StoreLockedError(
-        f"The store {path.parent} is being written by {name}: wait until it ends, or stop it and run the same "
-        "command again."
-    )
-
-
-def _storage_error(error: OSError, doing: str) -> StorageError:
-    return StorageError(
-        f"The file system refused while {doing}: {error.strerror or error}; nothing committed is lost, so make room "
-        "or mend permissions and run the same command again to resume."
-    )
+def _storage_error(error: OSError, doing: str, advice: str = WRITE_ADVICE) -> StorageError:
+    return StorageError(f"The file system refused while {doing}: {error.strerror or error}; {advice}.")
 
 
 def _sync_directory(folder: Path) -> None:

@@ -20,7 +20,7 @@ from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import CRC_NBYTES, crc32c
 from ndt_store.commits import BlockEntry, commit_key, parse_step
 from ndt_store.dims import CHECKPOINT
-from ndt_store.errors import IntegrityError
+from ndt_store.errors import IntegrityError, StorageError
 from ndt_store.layout import ROOT_DOCUMENT, block_shape, documents, numpy_dtype
 from ndt_store.reader import Store
 from ndt_store.schema import ArraySpec
@@ -90,7 +90,7 @@ def verify(
     VerifyReport
         Never raises for damage inside the store; one `Finding` per damaged or missing thing.
     """
-    catalogue = store.catalogue
+    catalogue = store.refresh().catalogue
     findings: list[Finding] = []
     rendered = documents(catalogue.schema, catalogue.provenance)
     for key, expected in rendered.items():
@@ -110,6 +110,9 @@ def verify(
             record = catalogue.record(step)
         except IntegrityError as error:
             findings.append(Finding(DAMAGED, error.array, error.block, str(error)))
+            continue
+        except StorageError as error:
+            findings.append(Finding(DAMAGED, commit_key(step), "", str(error)))
             continue
         specs = {spec.path: spec for spec in catalogue.schema.arrays}
         work.extend((specs[path], entry) for path, arrays in record.arrays.items() for entry in arrays.blocks)
@@ -139,7 +142,10 @@ def _read(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Find
 
 
 def _measure(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Finding]:
-    size = catalogue.storage.size(entry.key)
+    try:
+        size = catalogue.storage.size(entry.key)
+    except StorageError as error:
+        return [Finding(DAMAGED, spec.path, entry.key, str(error))]
     if size == entry.nbytes:
         return []
     what = "is missing" if size is None else f"has {size} bytes where {entry.nbytes} were committed"
@@ -148,7 +154,7 @@ def _measure(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[F
 
 def _check_document(catalogue: Catalogue, key: str, expected: bytes) -> Iterable[Finding]:
     try:
-        found = catalogue.storage.read(key)
+        found = catalogue.storage.read(key, len(expected) + (1 << 20))
     except OSError:
         yield Finding(DAMAGED, key, "", f"{key} is missing; a resumed capture writes it again.")
         return

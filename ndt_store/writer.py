@@ -18,37 +18,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
+from ndt_store.blocks import write_block
 from ndt_store.catalogue import Catalogue
-from ndt_store.codecs import encode
 from ndt_store.commits import ArrayEntry, BlockEntry, CommitRecord, commit_key
-from ndt_store.errors import (
-    AlreadyExistsError,
-    DimensionError,
-    IncompleteStoreError,
-    InvalidInputError,
-    NotFoundError,
-)
-from ndt_store.layout import (
-    ROOT_DOCUMENT,
-    Block,
-    Rows,
-    block,
-    blocks,
-    documents,
-    n_blocks,
-    numpy_dtype,
-    padded,
-    rows_of,
-)
-from ndt_store.resume import check_same, check_static
-from ndt_store.schema import ArraySpec, Schema
-from ndt_store.storage import LOCK_KEY, TEMPORARY, Lock, Storage, open_storage
+from ndt_store.creation import check_only_leftovers, create, restore_documents, static_values
+from ndt_store.errors import AlreadyExistsError, IncompleteStoreError, InvalidInputError, NotFoundError
+from ndt_store.layout import ROOT_DOCUMENT, Rows, block, documents, n_blocks
+from ndt_store.resume import as_json, check_same, check_static
+from ndt_store.schema import ArraySpec, Schema, as_step
+from ndt_store.storage import TEMPORARY, Lock, Storage, open_storage
 
 __all__ = ["StoreWriter"]
 
@@ -89,29 +73,32 @@ class StoreWriter:
 
         Raises
         ------
+        InvalidInputError
+            Values are missing, or provenance holds what JSON cannot.
         AlreadyExistsError
             The place holds something that is not a store.
+        IntegrityError
+            The place holds commits without the store they belong to, or a damaged store.
         StoreLockedError
             Another writer holds it.
         ResumeMismatchError
             The store was begun with another schema, probe set or identity; names the field and both values.
         """
         storage = open_storage(path)
-        values = {spec.path: _static_values(spec, static) for spec in schema.static}
-        if storage.exists() and not storage.exists(ROOT_DOCUMENT):
-            _check_only_leftovers(storage, schema)
+        values = static_values(schema, static)
+        rendered = documents(schema, provenance := as_json(provenance))
+        if not storage.exists(ROOT_DOCUMENT):
+            check_only_leftovers(storage, rendered)
         lock = storage.lock()
         try:
-            try:
+            storage.delete(TEMPORARY)
+            if storage.exists(ROOT_DOCUMENT):
                 catalogue = Catalogue.read(storage)
-            except NotFoundError:
-                if storage.exists(ROOT_DOCUMENT):
-                    raise
-                catalogue = _create(storage, schema, values, provenance)
-            else:
                 check_same(catalogue, schema, provenance)
                 check_static(catalogue, values)
-            storage.delete(TEMPORARY)
+                restore_documents(catalogue)
+            else:
+                catalogue = create(storage, schema, values, rendered)
             writer = cls(catalogue, lock)
             new = schema.checkpoints[len(catalogue.schema.checkpoints) :]
             if new:
@@ -144,16 +131,37 @@ class StoreWriter:
         SchemaError
             The steps do not increase beyond the last planned one.
         """
-        storage = self._storage
-        schema = self.schema.with_checkpoints((*self.schema.checkpoints, *steps))
-        rendered = documents(schema, self._catalogue.provenance)
-        root = rendered.pop(ROOT_DOCUMENT)
-        for key, data in rendered.items():
-            storage.write(key, [data])
+        self._replan((*self.schema.checkpoints, *(as_step(step) for step in steps)))
+
+    def abandon(self, step: int) -> None:
+        """Take back the last planned checkpoint, which is not committed.
+
+        Raises
+        ------
+        InvalidInputError
+            It is not the last, or it is committed.
+        """
+        if self.schema.checkpoints[-1:] != (step,) or step in self.committed:
+            raise InvalidInputError(
+                f"Checkpoint {step} of {self._storage.path} cannot be abandoned: only the last planned one can, and "
+                "only before it is committed."
+            )
+        self._pending.pop(step, None)
+        self._replan(self.schema.checkpoints[:-1])
+
+    def _replan(self, checkpoints: tuple[int, ...]) -> None:
+        self._require_open()
+        storage, catalogue = self._storage, self._catalogue
+        before = documents(catalogue.schema, catalogue.provenance)
+        schema = catalogue.schema.with_checkpoints(checkpoints)
+        for key, data in documents(schema, catalogue.provenance).items():
+            # The root comes last and after a sync: readers see either plan, never a mixture.
+            if key == ROOT_DOCUMENT:
+                storage.sync()
+            if before.get(key) != data:
+                storage.write(key, [data])
         storage.sync()
-        storage.write(ROOT_DOCUMENT, [root])
-        storage.sync()
-        self._catalogue = Catalogue.read(storage)
+        self._catalogue = replace(catalogue, schema=schema)
 
     def write_block(self, step: int, array: str, index: int, data: NDArray[Any]) -> None:
         """Write one block of one cube at a planned checkpoint; durable on return but for its directory entry.
@@ -172,7 +180,7 @@ class StoreWriter:
         spec, position = self._target(step, array)
         if not 0 <= index < n_blocks(spec):
             raise NotFoundError(f"Array {array} has {n_blocks(spec)} blocks a checkpoint: there is no block {index}.")
-        entry, nan, inf = _put(self._storage, spec, block(spec, index, position), data)
+        entry, nan, inf = write_block(self._storage, spec, block(spec, index, position), data)
         with self._guard:
             self._pending.setdefault(step, {}).setdefault(array, {})[index] = (entry, nan, inf)
 
@@ -184,6 +192,8 @@ class StoreWriter:
         IncompleteStoreError
             Blocks of this checkpoint were not written.
         """
+        self._require_open()
+        self._require_planned(step)
         with self._guard:
             written = self._pending.get(step, {})
         arrays = {}
@@ -195,19 +205,14 @@ class StoreWriter:
                     f"Checkpoint {step} of {self._storage.path} cannot be committed: {len(missing)} of "
                     f"{n_blocks(spec)} blocks of {spec.path} were not written, the first is block {missing[0]}."
                 )
-            parts = [found[index] for index in sorted(found)]
-            arrays[spec.path] = ArrayEntry(
-                tuple(part[0] for part in parts),
-                sum(part[1] for part in parts),
-                sum(part[2] for part in parts),
-            )
+            arrays[spec.path] = ArrayEntry.of([found[index] for index in sorted(found)])
         record = CommitRecord(step, self.schema.checkpoints.index(step), arrays, weights_digest, _now())
         self._storage.sync()
         self._storage.write(commit_key(step), [record.to_json()])
         self._storage.sync()
         with self._guard:
             del self._pending[step]
-        self._catalogue = Catalogue.read(self._storage)
+        self._catalogue = self._catalogue.with_commit(step)
 
     def close(self) -> None:
         """Release the lock. A checkpoint that was not committed is forgotten."""
@@ -230,11 +235,17 @@ class StoreWriter:
     def _storage(self) -> Storage:
         return self._catalogue.storage
 
-    def _target(self, step: int, array: str) -> tuple[ArraySpec, int]:
+    def _require_open(self) -> None:
         if self._lock is None:
             raise InvalidInputError(f"The writer of {self._storage.path} is closed: open it again.")
+
+    def _require_planned(self, step: int) -> None:
         if step not in self.schema.checkpoints:
             raise NotFoundError(f"Checkpoint {step} is not planned in {self._storage.path}: extend the store first.")
+
+    def _target(self, step: int, array: str) -> tuple[ArraySpec, int]:
+        self._require_open()
+        self._require_planned(step)
         if step in self.committed:
             raise AlreadyExistsError(
                 f"Checkpoint {step} of {self._storage.path} is committed and never changes: use a new store."
@@ -243,67 +254,6 @@ class StoreWriter:
         if spec is None or not spec.is_cube:
             raise NotFoundError(f"{self._storage.path} has no array {array!r} with a checkpoint axis.")
         return spec, self.schema.checkpoints.index(step)
-
-
-def _create(storage: Storage, schema: Schema, values: Mapping[str, Rows], provenance: Mapping[str, Any]) -> Catalogue:
-    rendered = documents(schema, provenance)
-    root = rendered.pop(ROOT_DOCUMENT)
-    for key, data in rendered.items():
-        storage.write(key, [data])
-    arrays = {}
-    for spec in schema.static:
-        parts = [_put(storage, spec, b, rows_of(spec, values[spec.path], b)) for b in blocks(spec)]
-        arrays[spec.path] = ArrayEntry(
-            tuple(part[0] for part in parts), sum(part[1] for part in parts), sum(part[2] for part in parts)
-        )
-    storage.sync()
-    storage.write(commit_key(None), [CommitRecord(None, -1, arrays).to_json()])
-    storage.sync()
-    storage.write(ROOT_DOCUMENT, [root])
-    storage.sync()
-    return Catalogue.read(storage)
-
-
-def _put(storage: Storage, spec: ArraySpec, target: Block, data: NDArray[Any]) -> tuple[BlockEntry, int, int]:
-    shape = (target.stop - target.start, *spec.sizes[1:]) if spec.sizes else ()
-    if data.shape != shape:
-        raise DimensionError(f"Block {target.key} has shape {data.shape}: expected {shape} for dims {spec.dims}.")
-    dtype = numpy_dtype(spec)
-    if spec.dtype != "string" and data.dtype != dtype:
-        raise InvalidInputError(f"Block {target.key} has dtype {data.dtype}: expected {dtype}; cast it first.")
-    nan, inf = _count_nonfinite(data)
-    encoded = encode(padded(spec, data), spec.codec)
-    storage.write(target.key, encoded.buffers)
-    return BlockEntry(target.key, encoded.nbytes, encoded.crc32c), nan, inf
-
-
-def _count_nonfinite(data: NDArray[Any]) -> tuple[int, int]:
-    if data.dtype.kind != "f":
-        return 0, 0
-    # Almost every block is finite, and one fast pass says so; overflow to infinity only means a second look.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.dot(flat := data.reshape(-1), flat)):
-            return 0, 0
-    nan = int(np.count_nonzero(np.isnan(data)))
-    return nan, int(np.count_nonzero(np.isinf(data)))
-
-
-def _static_values(spec: ArraySpec, static: Mapping[str, Rows]) -> Rows:
-    if spec.path not in static:
-        raise InvalidInputError(f"The schema plans the static array {spec.path}, and no values were given for it.")
-    values = static[spec.path]
-    if tuple(values.shape) != spec.sizes:
-        raise DimensionError(f"Values of {spec.path} have shape {values.shape}: expected {spec.sizes}.")
-    return values
-
-
-def _check_only_leftovers(storage: Storage, schema: Schema) -> None:
-    ours = {TEMPORARY, LOCK_KEY, "commits", *(key.split("/")[0] for key in documents(schema, {}))}
-    foreign = sorted({key.split("/")[0] for key in storage.list()} - ours)
-    if foreign:
-        raise AlreadyExistsError(
-            f"{storage.path} is no activation store but holds {foreign[0]!r}: choose a path that does not exist yet."
-        )
 
 
 def _now() -> str:

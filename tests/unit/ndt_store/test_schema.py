@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ndt_store.errors import SchemaError
@@ -17,7 +18,9 @@ def test_schema_survives_a_json_round_trip():
     assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
 
 
-@pytest.mark.parametrize("name", ["../up", "", ".", "..", "__x", "a\x00b", "x" * 300, "back\\slash"])
+@pytest.mark.parametrize(
+    "name", ["../up", "", "zarr.json", "\ud800", ".", "..", "__x", "a\x00b", "x" * 300, "back\\slash"]
+)
 def test_array_spec__raises_on_a_name_that_could_leave_the_store(name):
     with pytest.raises(SchemaError, match="cannot name a part"):
         ArraySpec(f"layers/{name}/activations", ("example",), (3,), "float32")
@@ -35,6 +38,10 @@ def test_array_spec__raises_on_a_name_that_could_leave_the_store(name):
         ({"dims": ("example", "checkpoint", "unit")}, "first of them"),
         ({"rows": 0}, "rows a block"),
         ({"sizes": (1 << 40, 1 << 20)}, "too large"),
+        ({"sizes": (1 << 40, 1)}, "expected at most"),
+        ({"rows": 7}, "7 rows a block of 6"),
+        ({"sizes": (8, 1 << 28), "rows": 4}, "expected at most"),
+        ({"attrs": [1, 2]}, "expected a mapping"),
     ],
 )
 def test_array_spec__raises_on_what_cannot_be_stored(change, message):
@@ -43,7 +50,7 @@ def test_array_spec__raises_on_what_cannot_be_stored(change, message):
         ArraySpec(**values)
 
 
-@pytest.mark.parametrize("steps", [(5, 0), (1, 1), (-1, 2), (0.5,), (True, 2)])
+@pytest.mark.parametrize("steps", [(5, 0), (1, 1), (-1, 2), (0.5,), (True, 2), (1 << 63,), ("1",)])
 def test_schema__raises_on_checkpoints_that_do_not_increase(steps):
     with pytest.raises(SchemaError, match=r"[Cc]heckpoints"):
         Schema(steps, (_cube(),))
@@ -70,3 +77,9 @@ def test_layers_and_kinds_are_told_from_other_groups():
     schema = Schema((0,), (_cube(), _cube(layer_path("conv", "gradients")), training))
     assert schema.layers == ("fc", "conv")
     assert schema.kinds("conv") == ("gradients",)
+
+
+def test_numpy_steps_become_plain_integers():
+    schema = Schema(tuple(np.unique(np.geomspace(1, 100, 4).astype(int))), (_cube(),))
+    assert schema.checkpoints == (1, 4, 21, 100)
+    assert {type(step) for step in schema.checkpoints} == {int}

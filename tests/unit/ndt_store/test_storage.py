@@ -17,7 +17,7 @@ def storage(tmp_path):
 def test_write_replaces_whole_files_and_leaves_no_temporary(storage):
     storage.write("a/b", [b"one", memoryview(b"two")])
     storage.write("a/b", [b"new"])
-    assert storage.read("a/b") == b"new"
+    assert storage.read("a/b", 99) == b"new"
     assert sorted(storage.list()) == ["a/b"]
 
 
@@ -77,4 +77,4 @@ def test_delete_takes_prefixes_and_does_not_mind_absence(storage):
     storage.delete("p")
     assert list(storage.list()) == []
     storage.write("p/a", [b"again"])
-    assert storage.read("p/a") == b"again"
+    assert storage.read("p/a", 99) == b"again"

@@ -1,0 +1,83 @@
+"""How a store comes into being, and how what an interrupted writer left is told from somebody's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ndt_store.blocks import write_block
+from ndt_store.catalogue import Catalogue
+from ndt_store.commits import ArrayEntry, CommitRecord, commit_key, parse_step
+from ndt_store.errors import AlreadyExistsError, DimensionError, IntegrityError, InvalidInputError
+from ndt_store.layout import ROOT_DOCUMENT, Rows, blocks, documents, rows_of
+from ndt_store.schema import Schema
+from ndt_store.storage import LOCK_KEY, TEMPORARY, Storage
+
+__all__ = ["check_only_leftovers", "create", "restore_documents", "static_values"]
+
+
+def static_values(schema: Schema, given: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Check that every static array has values of its shape."""
+    values = {}
+    for spec in schema.static:
+        if spec.path not in given:
+            raise InvalidInputError(f"The schema plans the static array {spec.path}, and no values were given for it.")
+        values[spec.path] = given[spec.path]
+        if tuple(values[spec.path].shape) != spec.sizes:
+            raise DimensionError(f"Values of {spec.path} have shape {values[spec.path].shape}: expected {spec.sizes}.")
+    return values
+
+
+def create(storage: Storage, schema: Schema, values: Mapping[str, Rows], rendered: Mapping[str, bytes]) -> Catalogue:
+    """Write documents, static arrays and their record, and last the root: with it the store exists."""
+    for name in {key.split("/")[0] for key in storage.list()} - {LOCK_KEY}:
+        storage.delete(name)  # of a creation that was interrupted, perhaps with other layers
+    for key, data in rendered.items():
+        if key != ROOT_DOCUMENT:
+            storage.write(key, [data])
+    arrays = {}
+    for spec in schema.static:
+        parts = [write_block(storage, spec, b, rows_of(spec, values[spec.path], b)) for b in blocks(spec)]
+        arrays[spec.path] = ArrayEntry.of(parts)
+    storage.sync()
+    storage.write(commit_key(None), [CommitRecord(None, -1, arrays).to_json()])
+    storage.sync()
+    storage.write(ROOT_DOCUMENT, [rendered[ROOT_DOCUMENT]])
+    storage.sync()
+    return Catalogue.read(storage)
+
+
+def restore_documents(catalogue: Catalogue) -> None:
+    """Write again what an interrupted extension left longer, and what was lost; the root is known to be whole."""
+    storage = catalogue.storage
+    for key, data in documents(catalogue.schema, catalogue.provenance).items():
+        if storage.size(key) != len(data) or storage.read(key, len(data)) != data:
+            storage.write(key, [data])
+    storage.sync()
+
+
+def check_only_leftovers(storage: Storage, rendered: Mapping[str, bytes]) -> None:
+    """Check that a place without a store is empty, or holds only what an interrupted creation left.
+
+    Raises
+    ------
+    IntegrityError
+        Checkpoints are committed there, and the root document is lost.
+    AlreadyExistsError
+        Something of somebody else lies there.
+    """
+    keys = list(storage.list())
+    committed = [key for key in keys if parse_step(key) is not None]
+    if committed:
+        raise IntegrityError(
+            f"{storage.path} has lost its zarr.json but holds {len(committed)} committed checkpoints: restore "
+            "zarr.json from a copy, or choose another path.",
+            ROOT_DOCUMENT,
+        )
+    ours = {TEMPORARY, LOCK_KEY, "commits", *(key.split("/")[0] for key in rendered)}
+    foreign = sorted({key.split("/")[0] for key in keys} - ours)
+    if foreign:
+        raise AlreadyExistsError(
+            f"{storage.path} is no activation store but holds {foreign[0]!r}: choose a path that does not exist yet."
+        )
+    if storage.size("") is not None:
+        raise AlreadyExistsError(f"{storage.path} is a file: choose a path that does not exist yet.")
