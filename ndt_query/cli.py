@@ -21,7 +21,7 @@ __all__ = ["report", "summary", "top"]
 
 @click.command()
 @store_argument
-@selection_options
+@selection_options()
 @format_option
 def summary(store: str, selection: Selection, output_format: str) -> None:
     """Tabulate every checkpoint and layer: units, dead ones, activity, dimensionality."""
@@ -40,7 +40,7 @@ def summary(store: str, selection: Selection, output_format: str) -> None:
 
 @click.command()
 @store_argument
-@selection_options
+@selection_options()
 @click.option("--unit", "units", type=int, multiple=True, help="Only this unit; may be given several times.")
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Examples a unit.")
 @format_option

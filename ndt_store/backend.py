@@ -44,9 +44,14 @@ class NdtBackendEntrypoint(BackendEntrypoint):
         return True
 
     def open_dataset(
-        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None, group: str | None = None
+        self,
+        filename_or_obj: Any,
+        *,
+        drop_variables: str | Iterable[str] | None = None,
+        group: str | None = None,
+        **_decoders: Any,
     ) -> xr.Dataset:
-        """Open one group."""
+        """Open one group. Nothing in a store is encoded, so that xarray's decoding options have nothing to do."""
         catalogue = Catalogue.read(open_storage(filename_or_obj))
         dataset = labelled.group_dataset(catalogue, (group or "").strip("/"), chunk_nbytes=None)
         return _without(dataset, drop_variables)
@@ -57,6 +62,8 @@ class NdtBackendEntrypoint(BackendEntrypoint):
         """Open every group below `group`, by absolute path."""
         catalogue = Catalogue.read(open_storage(filename_or_obj))
         base = (group or "").strip("/")
+        if base:
+            labelled.require_group(catalogue, base)
         below = (p for p in catalogue.schema.group_paths() if not base or p == base or p.startswith(base + "/"))
         return {
             "/" + path[len(base) :].strip("/"): _without(

@@ -7,6 +7,7 @@ Packages add commands through the entry-point group ``ndt.commands``; each is im
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = cli.main(given, prog_name="ndt", standalone_mode=False)
     except NdtError as error:
         if "--debug" in given:
-            raise
+            traceback.print_exc()
         tell(f"ndt: {error}")
         sys.exit(exit_code(error))
     except Exit as stop:
@@ -141,20 +142,20 @@ def _named(value: Any) -> str:
 
 @cli.command()
 @store_argument
-@selection_options
+@selection_options("layer", "checkpoint")
 @format_option
 def ls(store: str, selection: Selection, output_format: str) -> None:
     """List layers and kinds: shape, blocks, bytes, what is not finite."""
     opened = open_store(store)
     steps = opened.checkpoints
     chosen = [int(step) for step in steps[pick(selection.checkpoint, steps, "checkpoint")]]
+    raw = forecast(opened.schema.with_checkpoints(tuple(chosen)))
     rows = []
     for layer in selection.layers(opened):
         for kind in opened.schema.kinds(layer):
             spec = opened.schema.find(layer_path(layer, kind))
             assert spec is not None
             entries = [opened.catalogue.record(step).arrays[spec.path] for step in chosen]
-            raw = forecast(opened.schema.with_checkpoints(tuple(chosen)))[spec.path]
             stored = sum(block.nbytes for entry in entries for block in entry.blocks)
             rows.append(
                 {
@@ -166,7 +167,7 @@ def ls(store: str, selection: Selection, output_format: str) -> None:
                     "codec": spec.codec,
                     "blocks": sum(len(entry.blocks) for entry in entries),
                     "bytes": stored,
-                    "ratio": round(raw / stored, 3) if stored else None,
+                    "ratio": round(raw[spec.path] / stored, 3) if stored else None,
                     "nan": sum(entry.nan for entry in entries),
                     "inf": sum(entry.inf for entry in entries),
                 }

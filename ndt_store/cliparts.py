@@ -7,6 +7,7 @@ usage, 3 anything else that was expected to go wrong at times.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import math
@@ -49,24 +50,30 @@ format_option = click.option(
 )
 
 
-def selection_options(command: F) -> F:
-    """Add ``--layer --checkpoint --example --label``; the command gets one `Selection` named `selection`."""
+_SELECTORS: Final = {
+    "layer": ("GLOB", "Only layers whose name matches."),
+    "checkpoint": ("100:700", "Only these training steps, ends included."),
+    "example": ("0:50", "Only these dataset indices, ends included."),
+    "label": ("3", "Only examples of these classes."),
+}
 
-    def gather(**values: Any) -> Any:
-        chosen = Selection(*(values.pop(name) for name in ("layer", "checkpoint", "example", "label")))
-        return command(selection=chosen, **values)
 
-    gather.__name__, gather.__doc__ = command.__name__, command.__doc__
-    wrapped: Any = gather
-    wrapped.__click_params__ = getattr(command, "__click_params__", [])
-    for name, example, what in (
-        ("label", "3", "Only examples of these classes."),
-        ("example", "0:50", "Only these dataset indices, ends included."),
-        ("checkpoint", "100:700", "Only these training steps, ends included."),
-        ("layer", "GLOB", "Only layers whose name matches."),
-    ):
-        wrapped = click.option(f"--{name}", metavar=example, default=None, help=what)(wrapped)
-    return wrapped  # type: ignore[no-any-return]
+def selection_options(*names: str) -> Callable[[F], F]:
+    """Add selectors, by default all of them; the command gets one `Selection` named `selection`."""
+    chosen = names or tuple(_SELECTORS)
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def gather(**values: Any) -> Any:
+            return command(selection=Selection(**{name: values.pop(name) for name in chosen}), **values)
+
+        wrapped: Any = gather
+        for name in reversed(chosen):
+            example, what = _SELECTORS[name]
+            wrapped = click.option(f"--{name}", metavar=example, default=None, help=what)(wrapped)
+        return wrapped  # type: ignore[no-any-return]
+
+    return decorate
 
 
 def exit_code(error: NdtError) -> int:
@@ -80,7 +87,12 @@ def exit_code(error: NdtError) -> int:
 
 def tell(message: str) -> None:
     """Say something on stderr."""
-    click.echo(message, err=True)
+    click.echo(_printable(message), err=True)
+
+
+def _printable(text: str) -> str:
+    """Replace control characters: a store's names must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def human_nbytes(nbytes: float) -> str:
@@ -117,13 +129,14 @@ def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) 
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*(), title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in names:
         numeric = all(isinstance(row.get(name), int | float) or row.get(name) is None for row in rows)
         table.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in names))
+        table.add_row(*(Text(_printable(_cell(row.get(name)))) for name in names))
     # A pipe has no width of its own; a table cut to 80 columns would lose figures.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False).print(table)

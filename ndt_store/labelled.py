@@ -18,12 +18,21 @@ from xarray.core import indexing
 
 from ndt_store.blocks import BlockArray
 from ndt_store.catalogue import Catalogue
-from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER, LAYERS_GROUP, POSITION_DIMS, UNIT
+from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER, LAYERS_GROUP, UNIT
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.layout import block_nbytes, block_shape, n_blocks, root_attributes
 from ndt_store.schema import ArraySpec, layer_path
 
-__all__ = ["CHUNK_NBYTES", "cube", "dask_chunks", "group_dataset", "layer_dataset", "tree"]
+__all__ = [
+    "CHUNK_NBYTES",
+    "cube",
+    "dask_chunks",
+    "group_dataset",
+    "label_coords",
+    "layer_dataset",
+    "require_group",
+    "tree",
+]
 
 CHUNK_NBYTES: Final = 64 << 20
 LABEL_COORDS: Final = ("label", "split")
@@ -64,9 +73,7 @@ def group_dataset(catalogue: Catalogue, group: str, chunk_nbytes: int | None = C
     chunk_nbytes : int or None
         Size at which dask's chunks aim; None gives lazy variables without dask.
     """
-    if group not in catalogue.schema.group_paths():
-        known = ", ".join(path for path in catalogue.schema.group_paths() if path)
-        raise NotFoundError(f"{catalogue.storage.path} has no group {group!r}: its groups are {known}.")
+    require_group(catalogue, group)
     variables: dict[str, xr.Variable] = {}
     if not group:
         steps = np.asarray(catalogue.committed, dtype=np.int64)
@@ -83,16 +90,32 @@ def group_dataset(catalogue: Catalogue, group: str, chunk_nbytes: int | None = C
     return xr.Dataset(data, coords, attrs)
 
 
-def layer_dataset(catalogue: Catalogue, layer: str, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.Dataset:
-    """Open one layer with the labels of its checkpoints and examples attached."""
-    if layer not in catalogue.schema.layers:
-        raise NotFoundError(
-            f"{catalogue.storage.path} has no layer {layer!r}: it holds {', '.join(catalogue.schema.layers)}."
-        )
-    own = group_dataset(catalogue, f"{LAYERS_GROUP}/{layer}", chunk_nbytes)
-    root = group_dataset(catalogue, "", chunk_nbytes)
-    labels = [name for name in (CHECKPOINT, EXAMPLE, *LABEL_COORDS) if name in root.coords]
-    dataset = own.assign_coords({name: root.coords[name].variable for name in labels})
+def require_group(catalogue: Catalogue, group: str) -> None:
+    """Check that the store has a group.
+
+    Raises
+    ------
+    NotFoundError
+        Names those that are there.
+    """
+    if group not in catalogue.schema.group_paths():
+        known = ", ".join(path for path in catalogue.schema.group_paths() if path)
+        raise NotFoundError(f"{catalogue.storage.path} has no group {group!r}: its groups are {known}.")
+
+
+def label_coords(catalogue: Catalogue) -> dict[str, xr.Variable]:
+    """Read what labels checkpoints and examples; every layer carries it."""
+    steps = np.asarray(catalogue.committed, dtype=np.int64)
+    coords = {CHECKPOINT: xr.Variable((CHECKPOINT,), steps, _checkpoint_attrs())}
+    specs = (catalogue.schema.find(name) for name in (EXAMPLE, *LABEL_COORDS))
+    return coords | {spec.name: _variable(catalogue, spec, None) for spec in specs if spec is not None}
+
+
+def layer_dataset(
+    catalogue: Catalogue, layer: str, labels: dict[str, xr.Variable], chunk_nbytes: int | None = CHUNK_NBYTES
+) -> xr.Dataset:
+    """Open one layer with the labels of its checkpoints and examples attached, see `label_coords`."""
+    dataset = group_dataset(catalogue, f"{LAYERS_GROUP}/{layer}", chunk_nbytes).assign_coords(labels)
     for kind, array in dataset.data_vars.items():
         array.attrs.update(store=catalogue.storage.path, layer=layer, kind=str(kind))
     return dataset
@@ -112,14 +135,15 @@ def cube(catalogue: Catalogue, kind: str, reduce: str, chunk_nbytes: int | None 
     if reduce not in ("mean", "max", "min", "sum"):
         raise InvalidInputError(f"A cube reduces positions by mean, max, min or sum: got reduce={reduce!r}.")
     found = [name for name in catalogue.schema.layers if catalogue.schema.find(layer_path(name, kind)) is not None]
-    arrays = [layer_dataset(catalogue, name, chunk_nbytes)[kind] for name in found]
+    labels = label_coords(catalogue)
+    arrays = [layer_dataset(catalogue, name, labels, chunk_nbytes)[kind] for name in found]
     arrays = [array for array in arrays if UNIT in array.dims]
     if not arrays:
         raise NotFoundError(f"{catalogue.storage.path} holds no {kind} with units, so that there is no cube of them.")
     width = max(array.sizes[UNIT] for array in arrays)
     flat = []
     for array in arrays:
-        positions = [dim for dim in POSITION_DIMS if dim in array.dims]
+        positions = [dim for dim in array.dims if dim not in (CHECKPOINT, EXAMPLE, UNIT)]
         narrow = getattr(array, reduce)(positions, skipna=False) if positions else array
         narrow = narrow.drop_vars(UNIT, errors="ignore")
         flat.append(narrow.pad({UNIT: (0, width - array.sizes[UNIT])}, constant_values=np.nan))

@@ -64,6 +64,7 @@ class Store:
     def __init__(self, catalogue: Catalogue, chunk_nbytes: int) -> None:
         self._catalogue = catalogue
         self._chunk_nbytes = chunk_nbytes
+        self._labels: dict[str, xr.Variable] | None = None
 
     def __repr__(self) -> str:
         shown = f"{len(self.layers)} layers, {len(self.checkpoints)} checkpoints, {len(self.examples)} examples"
@@ -132,10 +133,12 @@ class Store:
         from ndt_store import labelled
 
         if layer not in self.layers:
-            close = difflib.get_close_matches(layer, self.layers, 1)
+            close = difflib.get_close_matches(str(layer), self.layers, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it holds {', '.join(self.layers)}."
             raise NotFoundError(f"{self.path} has no layer {layer!r}: {hint}")
-        return labelled.layer_dataset(self._catalogue, layer, self._chunk_nbytes)
+        if self._labels is None:
+            self._labels = labelled.label_coords(self._catalogue)
+        return labelled.layer_dataset(self._catalogue, layer, self._labels, self._chunk_nbytes)
 
     def __contains__(self, layer: object) -> bool:
         return layer in self.layers

@@ -44,6 +44,8 @@ def pick(text: str | None, labels: NDArray[np.int64], what: str) -> NDArray[np.i
     """
     if text is None:
         return np.arange(len(labels))
+    if not len(labels):
+        raise NotFoundError(f"There is no {what} at all yet, so that {text} names none.")
     try:
         if ":" in text:
             first, last = (int(end) if end else None for end in text.split(":"))
@@ -52,9 +54,7 @@ def pick(text: str | None, labels: NDArray[np.int64], what: str) -> NDArray[np.i
             inside &= labels <= last if last is not None else True
             found = np.flatnonzero(inside)
             if not len(found):
-                raise NotFoundError(
-                    f"No {what} lies in {text}: they run from {labels.min(initial=0)} to {labels.max(initial=0)}."
-                )
+                raise NotFoundError(f"No {what} lies in {text}: they run from {labels.min()} to {labels.max()}.")
             return found
         wanted = [int(part) for part in text.split(",")]
     except ValueError:
@@ -66,7 +66,7 @@ def pick(text: str | None, labels: NDArray[np.int64], what: str) -> NDArray[np.i
     for label in wanted:
         if label not in position:
             raise NotFoundError(f"There is no {what} {label}: {nearest_steps(labels, label)}")
-    return np.asarray([position[label] for label in wanted])
+    return np.asarray(sorted({position[label] for label in wanted}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,8 @@ class Selection:
 
     def layers(self, store: Store) -> Sequence[str]:
         """Names of the selected layers, in the store's order."""
+        if self.layer in store.layers:
+            return [self.layer]
         found = [name for name in store.layers if self.layer is None or fnmatch.fnmatchcase(name, self.layer)]
         if not found:
             raise NotFoundError(f"{store.path} has no layer like {self.layer!r}: it holds {', '.join(store.layers)}.")

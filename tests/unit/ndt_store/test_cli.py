@@ -94,11 +94,26 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(store, tmp_path, capsys, ar
     assert "Traceback" not in err
 
 
-def test_debug_shows_the_traceback(tmp_path):
-    from ndt_store.errors import NotFoundError
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path, capsys):
+    code, _, err = run(capsys, "--debug", "info", tmp_path / "none")
+    assert code == 2
+    assert "Traceback" in err
+    assert "does not exist" in err.splitlines()[-1]
 
-    with pytest.raises(NotFoundError):
-        main(["--debug", "info", str(tmp_path / "none")])
+
+def test_names_are_printed_as_they_are_and_never_steer_the_terminal(tmp_path, capsys):
+    path = tmp_path / "runs[demo].zarr"
+    simulate_store(path, layers={"[/b]": (3,), "x[red]": (2,)})
+    code, out, _ = run(capsys, "ls", path)
+    assert code == 0
+    assert "[/b]" in out
+    assert "x[red]" in out
+    assert "[demo]" in run(capsys, "info", path)[1]
+    assert "x[red]" in run(capsys, "ls", path, "--layer", "x[red]", "--format", "csv")[1]
+    from ndt_store.cliparts import emit
+
+    emit([{"a": "\x1b]0;title\x07"}], "table")
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_info_imports_nothing_heavy(store):
