@@ -78,3 +78,52 @@ def test_delete_takes_prefixes_and_does_not_mind_absence(storage):
     assert list(storage.list()) == []
     storage.write("p/a", [b"again"])
     assert storage.read("p/a", 99) == b"again"
+
+
+def test_a_temporary_of_an_earlier_process_with_the_same_pid_is_no_obstacle(storage):
+    (storage.root / "tmp").mkdir(parents=True)
+    for n in range(3):
+        (storage.root / "tmp" / f"{os.getpid()}-{n}").write_bytes(b"old")
+    storage.write("k", [b"new"])
+    assert storage.read("k", 9) == b"new"
+
+
+def test_a_lock_whose_text_cannot_be_written_is_a_lock_all_the_same(storage, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lock = storage.lock()
+    with pytest.raises(StoreLockedError):
+        storage.lock()
+    lock.release()
+    storage.lock().release()
+
+
+def test_release_leaves_the_lock_file_of_another_holder(storage):
+    first = storage.lock()
+    (storage.root / "lock").unlink()
+    second = storage.lock()
+    first.release()
+    with pytest.raises(StoreLockedError):
+        storage.lock()
+    second.release()
+
+
+def test_what_could_not_be_synced_is_synced_the_next_time(storage, monkeypatch):
+    storage.write("x/y", [b"data"])
+    fsync, failing = os.fsync, [True]
+
+    def once(descriptor):
+        if failing:
+            failing.clear()
+            raise OSError(5, "Input/output error")
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", once)
+    with pytest.raises(StorageError, match="Input/output error"):
+        storage.sync()
+    storage.sync()
+    assert {str(storage.root / "x"), str(storage.root)} <= set(synced)

@@ -234,3 +234,109 @@ def test_commit_records_carry_a_digest_of_themselves(tmp_path):
     path.write_text(json.dumps(record))
     report = verify(store.refresh())
     assert [(f.severity, f.array) for f in report.findings] == [("damaged", "commits/10.json")]
+
+
+def test_a_store_stays_the_same_store_when_the_process_changes_its_folder(tmp_path, monkeypatch):
+    for name, seed in (("a", 1), ("b", 2)):
+        simulate_store(tmp_path / name / "s.zarr", seed=seed)
+    monkeypatch.chdir(tmp_path / "a")
+    store = open_store("s.zarr")
+    lazy = store["fc"].activations
+    expected = lazy.values.copy()
+    monkeypatch.chdir(tmp_path / "b")
+    assert store.path == "s.zarr"
+    np.testing.assert_array_equal(lazy.values, expected)
+    assert not np.array_equal(open_store("s.zarr")["fc"].activations.values, expected)
+
+
+def test_another_store_at_the_same_place_has_other_dask_names(tmp_path):
+    import shutil
+
+    first = simulate_store(tmp_path / "s", seed=1).store["fc"].activations.data.name
+    again = open_store(tmp_path / "s")["fc"].activations.data.name
+    shutil.rmtree(tmp_path / "s")
+    second = simulate_store(tmp_path / "s", seed=1).store["fc"].activations.data.name
+    assert first == again
+    assert first != second
+
+
+def test_commits_without_their_root_document_are_not_adopted(tmp_path):
+    from ndt_store.errors import IntegrityError
+
+    simulate_store(tmp_path / "s")
+    (tmp_path / "s" / "zarr.json").unlink()
+    before = sorted(p for p in (tmp_path / "s").rglob("*"))
+    with pytest.raises(IntegrityError, match=r"lost its zarr\.json but holds 3 committed checkpoints"):
+        simulate_store(tmp_path / "s", seed=5)
+    assert sorted(p for p in (tmp_path / "s").rglob("*")) == before
+
+
+def test_a_file_in_the_place_of_a_store_is_left_alone(tmp_path):
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(AlreadyExistsError, match="is a file"):
+        _open(tmp_path / "s")
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+def test_leftovers_of_an_interrupted_creation_with_other_layers_are_swept(tmp_path):
+    path = tmp_path / "s"
+    with pytest.raises(StorageError):
+        simulate_store(FaultyStorage(path, at=12, fault=no_room), layers={"other": (3,)})
+    assert (path / "layers" / "other").exists()
+    simulate_store(path, layers={"fc": (3,)})
+    assert not (path / "layers" / "other").exists()
+
+
+def test_a_lost_document_is_written_again_on_resume(tmp_path):
+    _open(tmp_path / "s").close()
+    lost = tmp_path / "s" / "layers" / "fc" / "activations" / "zarr.json"
+    whole = lost.read_bytes()
+    lost.unlink()
+    _open(tmp_path / "s").close()
+    assert lost.read_bytes() == whole
+
+
+def test_abandon_takes_back_the_last_planned_checkpoint(tmp_path):
+    with _open(tmp_path / "s") as writer:
+        _write(writer, 0)
+        writer.commit(0)
+        _write(writer, 10)
+        writer.abandon(10)
+        with pytest.raises(NotFoundError, match="not planned"):
+            writer.commit(10)
+        with pytest.raises(InvalidInputError, match="cannot be abandoned"):
+            writer.abandon(0)
+    store = open_store(tmp_path / "s")
+    assert store.is_complete
+    assert verify(store, read_data=True).ok
+
+
+def test_a_closed_writer_neither_extends_nor_commits(tmp_path):
+    writer = _open(tmp_path / "s")
+    _write(writer, 0)
+    writer.close()
+    for attempt in (lambda: writer.extend([20]), lambda: writer.commit(0), lambda: writer.abandon(10)):
+        with pytest.raises(InvalidInputError, match="closed"):
+            attempt()
+
+
+def test_provenance_that_json_changes_still_resumes(tmp_path):
+    given = {"identity": {"shape": (1, 2), "names": {1: "a"}}, "environment": {}}
+    _open(tmp_path / "s", provenance=given).close()
+    _open(tmp_path / "s", provenance=given).close()
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}, "\ud800", np.int64(3)])
+def test_provenance_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path, value):
+    with pytest.raises(InvalidInputError, match=r"provenance\['identity'\]\['x'\] cannot be kept"):
+        _open(tmp_path / "s", provenance={"identity": {"x": value}})
+    assert not (tmp_path / "s").exists()
+
+
+def test_verify_looks_at_the_store_as_it_is_now(tmp_path):
+    with _open(tmp_path / "s", _plan(checkpoints=(0,))) as writer:
+        _write(writer, 0)
+        writer.commit(0)
+        opened = open_store(tmp_path / "s")
+        writer.extend([5])
+        assert [f.severity for f in verify(opened).findings] == ["incomplete"]
