@@ -34,6 +34,8 @@ from ndt_store.selection import Selection, pick
 
 __all__ = ["cli", "main"]
 
+CAPTURE_MODULES = ("pydantic", "safetensors", "torch", "torchvision")
+
 
 class LazyGroup(click.RichGroup):
     """A command group whose further members are entry points, imported when called."""
@@ -47,27 +49,12 @@ class LazyGroup(click.RichGroup):
         own = super().get_command(ctx, cmd_name)
         if own is not None or cmd_name not in _added():
             return own
-        try:
-            command: click.Command = _added()[cmd_name].load()
-        except ModuleNotFoundError as error:
-            missing = str(error.name)
-            return _unavailable(cmd_name, missing)
+        command: click.Command = _added()[cmd_name].load()
         return command
 
 
 def _added() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group="ndt.commands")}
-
-
-def _unavailable(name: str, missing: str) -> click.Command:
-    message = f"needs {missing}, which is not installed: pip install 'ndt-activations[capture]'"
-
-    @click.command(name, help=f"({message})", context_settings={"ignore_unknown_options": True})
-    @click.argument("ignored", nargs=-1)
-    def unavailable(ignored: tuple[str, ...]) -> None:  # noqa: ARG001 - swallows whatever was given
-        raise NdtError(f"`ndt {name}` {message}.")
-
-    return unavailable
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,6 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         tell(f"ndt: {error}")
         sys.exit(exit_code(error))
+    except ModuleNotFoundError as error:
+        if error.name not in CAPTURE_MODULES:
+            raise
+        tell(f"ndt: this command runs a model and needs {error.name}: pip install 'ndt-activations[capture]'.")
+        sys.exit(EXIT_EXPECTED)
     except Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:

@@ -137,3 +137,14 @@ def test_every_command_and_option_says_what_it_is_for():
         assert command.help, name
         for parameter in command.params:
             assert isinstance(parameter, click.Argument) or parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("missing", ["pydantic", "torch"])
+@pytest.mark.parametrize("command", ["plan", "train", "capture", "demo"])
+def test_commands_that_run_a_model_say_what_to_install(tmp_path, command, missing):
+    arguments = [command] if command == "demo" else [command, "demo"]
+    program = f"import sys\nsys.modules[{missing!r}] = None\nfrom ndt_store.cli import main\nmain({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 3
+    assert f"needs {missing}: pip install 'ndt-activations[capture]'" in done.stderr
+    assert "Traceback" not in done.stderr
