@@ -1,5 +1,5 @@
 from . import plot
-from .activity import class_means, dead_units, neuron_importance, newly_active_units, top_examples, unit_moments
+from .activity import dead_units, neuron_importance, newly_active_units, top_examples, unit_moments
 from .geometry import dimensionality
 from .inference import (
     Interval,
@@ -13,7 +13,7 @@ from .inference import (
     permutation_null,
 )
 from .report import report
-from .selectivity import selectivity_index
+from .selectivity import class_means, selectivity_index
 from .summary import summary
 
 __all__ = [

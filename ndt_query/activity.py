@@ -9,24 +9,20 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.inference import clopper_pearson
-from ndt_query.inputs import LabelsLike, as_classes, canonical, example_ids, require_count, require_steps
+from ndt_query.inputs import canonical, example_ids, require_count, require_number, require_steps
 from ndt_query.layers import described, per_unit
 from ndt_query.reduce import reduce_examples
-from ndt_query.reductions import RANK, ClassReduction, MomentsReduction, TopReduction
-from ndt_store.dims import CHECKPOINT, CLASS, EXAMPLE, POSITION_DIMS, UNIT
-from ndt_store.errors import InvalidInputError
+from ndt_query.reductions import RANK, MomentsReduction, TopReduction
+from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 
-__all__ = ["class_means", "dead_units", "neuron_importance", "newly_active_units", "top_examples", "unit_moments"]
+__all__ = ["dead_units", "neuron_importance", "newly_active_units", "top_examples", "unit_moments"]
 
 CONFIDENCE: Final = 0.95
 
 
 def _moments(acts: xr.DataArray, threshold: float, what: str, memory: int | str | None) -> dict[str, xr.DataArray]:
-    if not threshold >= 0:
-        raise InvalidInputError(
-            f"threshold={threshold!r} is not possible: a magnitude is compared with it, give 0 or more."
-        )
-    return reduce_examples(acts, MomentsReduction(float(threshold)), what=what, memory=memory)
+    reduction = MomentsReduction(require_number("threshold", threshold))
+    return reduce_examples(acts, reduction, what=what, memory=memory)
 
 
 @per_unit
@@ -160,11 +156,10 @@ def newly_active_units(
     NotFoundError
         A step is not a checkpoint; the nearest ones are named.
     """
+    require_number("min_rate", min_rate, below=1.0)
+    ordered, _ = canonical(acts)
     require_steps(acts, (before, after))
-    if not 0 <= min_rate < 1:
-        raise InvalidInputError(f"min_rate={min_rate!r} is not possible: expected a fraction of examples below 1.")
-    acts, _ = canonical(acts)
-    both = acts.sel({CHECKPOINT: [before, after]})
+    both = ordered.sel({CHECKPOINT: [before, after]})
     found = _moments(both, threshold, "newly_active_units", memory)
     rates = found["firing_rate"]
     rate_before, rate_after = (rates.isel({CHECKPOINT: i}, drop=True) for i in (0, 1))
@@ -195,7 +190,7 @@ def neuron_importance(acts: xr.DataArray, *, memory: int | str | None = None) ->
         Over (checkpoint, unit): ``variance`` and ``mean_magnitude`` (mean of ``|a|``) over examples and positions;
         ``variance_share`` and ``magnitude_share`` of the layer's sum; ``rank`` by variance from 1, equal variances in
         the order of units, NaN last; ``nan_count``. One NaN in the layer makes its shares NaN, because the sum is not
-        known.
+        known, and so does a layer whose sum is 0.
     """
     acts, squeeze = canonical(acts)
     found = _moments(acts, 0.0, "neuron_importance", memory)
@@ -218,41 +213,6 @@ def neuron_importance(acts: xr.DataArray, *, memory: int | str | None = None) ->
         "nan_count": found["nan_count"],
     }
     return described(variables, acts, "share of each unit in its layer's activity", {}, squeeze=squeeze)
-
-
-@per_unit
-def class_means(acts: xr.DataArray, labels: LabelsLike | None = None, *, memory: int | str | None = None) -> xr.Dataset:
-    """Mean activation of each unit over the examples of each class.
-
-    Parameters
-    ----------
-    acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
-        Activations.
-    labels : array-like or DataArray (example,), optional
-        Class of each example; the coordinate ``label`` without it.
-    memory : int or str, optional
-        Budget of the query, see `ndt_query.budget`.
-
-    Returns
-    -------
-    Dataset or DataTree
-        ``mean`` (checkpoint, class, unit) of the mean over positions, NaN where an example of the class has a NaN;
-        ``n_examples`` (class,); ``nan_count`` (checkpoint, unit), examples with a NaN. ``class`` holds the labels.
-
-    Raises
-    ------
-    DimensionError, InvalidInputError, NotFoundError
-        The labels are missing, too few or too many, NaN, or of other examples.
-    """
-    acts, squeeze = canonical(acts)
-    found_classes = as_classes(acts, labels)
-    n_classes = len(found_classes.names)
-    reduction = ClassReduction(found_classes.codes, n_classes)
-    found = reduce_examples(acts, reduction, what="class_means", memory=memory)
-    counts = np.bincount(found_classes.codes, minlength=n_classes)
-    found["n_examples"] = xr.DataArray(counts, dims=(CLASS,))
-    result = described(found, acts, "mean activation by class", {"n_classes": n_classes}, squeeze=squeeze)
-    return result.assign_coords({CLASS: found_classes.names})
 
 
 @per_unit

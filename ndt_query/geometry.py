@@ -11,13 +11,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ndt_query.inference import jackknife
 from ndt_query.inputs import canonical, one_of, require_count
+from ndt_query.intervals import jackknife, require_level
 from ndt_query.kernels import gram
 from ndt_query.kernels.blocks import Array, Block, as_float
 from ndt_query.kernels.spectrum import MEASURES, corrected_participation_ratio, measures
 from ndt_query.layers import described, per_layer
-from ndt_query.reduce import Output, reduce_examples
+from ndt_query.reduce import ADVICE, Output, reduce_examples
 from ndt_store.dims import EXAMPLE, POSITION_DIMS, UNIT
 
 __all__ = ["dimensionality"]
@@ -240,7 +240,7 @@ def dimensionality(
             exp of the entropy of s / sum s (Roy and Vetterli 2007).
 
         ``n_samples``, ``n_features`` and ``nan_count`` (values with a NaN among the samples). A NaN or Inf anywhere, or
-        a layer that never varies, makes all measures NaN.
+        a layer that varies by no more than rounding, makes all measures NaN.
 
     Notes
     -----
@@ -262,6 +262,8 @@ def dimensionality(
     """
     one_of("positions", positions, POSITIONS)
     one_of("interval", interval, INTERVALS)
+    require_level(confidence)
+    require_count("seed", seed, 0)
     acts, squeeze = canonical(acts)
     n = acts.sizes[EXAMPLE]
     n_groups = min(require_count("n_groups", n_groups, 2), n)
@@ -283,7 +285,9 @@ def dimensionality(
     reduction: ScatterReduction | RowsReduction = ScatterReduction(**options)
     if n * per_example * itemsize <= 8 * n_groups * n_features:
         reduction = RowsReduction(**options, per_example=per_example, itemsize=itemsize)
-    found = reduce_examples(acts, reduction, what=f"dimensionality with positions={positions!r}", memory=memory)
+    what = f"dimensionality with positions={positions!r}"
+    advice = f"use positions='mean', {ADVICE}" if positions == "flatten" and n_places > 1 else ADVICE
+    found = reduce_examples(acts, reduction, what=what, memory=memory, advice=advice)
     found["n_features"] = xr.DataArray(n_features)
     parameters = {
         "centre": centre, "positions": positions, "interval": interval, "n_groups": n_groups,

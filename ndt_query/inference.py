@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from ndt_query.inputs import one_of, require_count
 from ndt_query.intervals import Interval, bootstrap_ci, clopper_pearson, jackknife
 from ndt_store.errors import DimensionError, InvalidInputError
 
@@ -69,7 +70,10 @@ def fdr(p_values: ArrayLike, *, axis: int = -1) -> F64:
     >>> fdr([0.01, 0.02, 0.9]).round(3).tolist()
     [0.03, 0.03, 0.9]
     """
-    values = np.moveaxis(np.asarray(p_values, dtype=np.float64), axis, -1)
+    values = np.asarray(p_values, dtype=np.float64)
+    if not -values.ndim <= axis < values.ndim:
+        raise DimensionError(f"fdr needs p values along axis {axis}: got shape {values.shape}.")
+    values = np.moveaxis(values, axis, -1)
     if ((values < 0) | (values > 1)).any():
         raise InvalidInputError("fdr needs p values between 0 and 1: got one outside of that.")
     adjusted = np.full(values.shape, np.nan)
@@ -105,8 +109,7 @@ def permutation_null(
         With p = (b + 1) / (m + 1), b of the m permutations reaching the observed value; never 0, and valid whatever m
         is (Phipson and Smyth 2010). NaN where the observed value is NaN.
     """
-    if n_permutations < 1:
-        raise InvalidInputError(f"n_permutations={n_permutations} gives no null: expected at least 1.")
+    require_count("n_permutations", n_permutations, 1)
     given = np.asarray(labels)
     rng = np.random.default_rng(seed)
     observed = np.asarray(statistic(given), dtype=np.float64)
@@ -142,11 +145,15 @@ def paired_permutation_test(
     Returns
     -------
     difference, p_value : ndarray of float64
-        From `scipy.stats.permutation_test`.
+        From `scipy.stats.permutation_test`; both NaN where a pair holds a NaN.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if first.shape != second.shape:
         raise DimensionError(f"Pairs need one shape: got {first.shape} and {second.shape}.")
+    if not -first.ndim <= axis < first.ndim or first.shape[axis] < 2:
+        raise DimensionError(f"A test needs two or more pairs along axis {axis}: got shape {first.shape}.")
+    one_of("alternative", alternative, ("two-sided", "greater", "less"))
+    require_count("n_permutations", n_permutations, 1)
 
     def difference(x: F64, y: F64, axis: int) -> F64:
         return np.asarray((x - y).mean(axis=axis))
@@ -155,7 +162,9 @@ def paired_permutation_test(
         (first, second), difference, permutation_type="samples", axis=axis, n_resamples=n_permutations,
         alternative=alternative, vectorized=True, batch=_BATCH, rng=np.random.default_rng(seed),
     )  # fmt: skip
-    return np.asarray(found.statistic), np.asarray(found.pvalue)
+    observed = np.asarray(found.statistic, dtype=np.float64)
+    # Comparisons with NaN are all false, which would count as the smallest p value of all.
+    return observed, np.where(np.isnan(observed), np.nan, found.pvalue)
 
 
 def effect_size(a: ArrayLike, b: ArrayLike, *, axis: int = 0, paired: bool = False) -> F64:
@@ -174,9 +183,11 @@ def effect_size(a: ArrayLike, b: ArrayLike, *, axis: int = 0, paired: bool = Fal
     Returns
     -------
     ndarray of float64
-        NaN where the spread is zero.
+        NaN where the samples vary by no more than rounding.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if not all(-one.ndim <= axis < one.ndim for one in (first, second)):
+        raise DimensionError(f"effect_size needs samples along axis {axis}: got shapes {first.shape}, {second.shape}.")
     n_a, n_b = first.shape[axis], second.shape[axis]
     if min(n_a, n_b) < 2 or (paired and first.shape != second.shape):
         raise DimensionError(f"effect_size needs two or more samples, and pairs of one shape: got {n_a} and {n_b}.")
@@ -187,4 +198,6 @@ def effect_size(a: ArrayLike, b: ArrayLike, *, axis: int = 0, paired: bool = Fal
         pooled = (n_a - 1) * first.var(axis=axis, ddof=1) + (n_b - 1) * second.var(axis=axis, ddof=1)
         spread = np.sqrt(pooled / (n_a + n_b - 2))
         factor, shift = 1 - 3 / (4 * (n_a + n_b) - 9), first.mean(axis=axis) - second.mean(axis=axis)
-    return np.asarray(np.where(spread > 0, factor * shift / np.where(spread > 0, spread, 1.0), np.nan))
+    scale = np.maximum(np.abs(first).max(axis=axis), np.abs(second).max(axis=axis))
+    varies = spread > 1e-14 * scale
+    return np.asarray(np.where(varies, factor * shift / np.where(varies, spread, 1.0), np.nan))

@@ -23,6 +23,7 @@ __all__ = [
     "example_ids",
     "one_of",
     "require_count",
+    "require_number",
     "require_steps",
 ]
 
@@ -61,7 +62,7 @@ def canonical(acts: xr.DataArray) -> tuple[xr.DataArray, bool]:
     DimensionError
         ``example`` or ``unit`` is missing or empty, or there is a dimension of another name.
     InvalidInputError
-        The values are not real numbers.
+        The values are not real numbers, or dask does not know how many there are.
     """
     what = f"Array {acts.name!r}" if acts.name is not None else "The array"
     dims = [str(dim) for dim in acts.dims]
@@ -71,6 +72,10 @@ def canonical(acts: xr.DataArray) -> tuple[xr.DataArray, bool]:
         raise DimensionError(
             f"{what} has dims {tuple(dims)}: expected example and unit, and at most checkpoint, "
             f"{', '.join(POSITION_DIMS)} beside them; rename or reduce {', '.join(unknown or missing)}."
+        )
+    if any(math.isnan(acts.sizes[dim]) for dim in dims):
+        raise InvalidInputError(
+            f"{what} has chunks of unknown size: call .compute_chunk_sizes() on its dask array first."
         )
     empty = [dim for dim in dims if acts.sizes[dim] == 0]
     if empty:
@@ -129,23 +134,22 @@ def as_classes(acts: xr.DataArray, labels: LabelsLike | None) -> Classes:
     n = acts.sizes[EXAMPLE]
     if values.shape != (n,):
         raise DimensionError(f"labels has shape {values.shape} where the array has {n} examples: give one label each.")
-    absent = np.flatnonzero(_is_missing(values))
+    if values.dtype.kind == "T":
+        values = values.astype(object)
+    absent = np.flatnonzero(xr.DataArray(values).isnull().values)
     if absent.size:
         raise InvalidInputError(
             f"labels are missing (NaN) at {absent.size} of {n} examples, the first at position {absent[0]}: drop those "
             "examples first."
         )
-    names, codes = np.unique(values, return_inverse=True)
+    try:
+        names, codes = np.unique(values, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(value).__name__ for value in values})
+        raise InvalidInputError(f"labels mix {' and '.join(kinds)}: give labels of one type.") from error
     if len(names) < 2:
-        raise InvalidInputError(f"labels are all {names[0]!r}: a question about classes needs two or more.")
+        raise InvalidInputError(f"labels are all {names[0]}: a question about classes needs two or more.")
     return Classes(codes.astype(np.int64), names)
-
-
-def _is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    if values.dtype.kind == "O":
-        missing = (value is None or (isinstance(value, float) and math.isnan(value)) for value in values)
-        return np.fromiter(missing, np.bool_, len(values))
-    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, np.bool_)
 
 
 def _matched(acts: xr.DataArray, labels: xr.DataArray) -> NDArray[Any]:
@@ -174,6 +178,8 @@ def require_steps(acts: xr.DataArray, steps: Iterable[int]) -> None:
         raise DimensionError("The array has no dimension checkpoint: pass all checkpoints, not one of them.")
     held = np.asarray(acts[CHECKPOINT].values)
     for step in steps:
+        if isinstance(step, bool) or not isinstance(step, int | np.integer):
+            raise InvalidInputError(f"{step!r} is not a training step: give a whole number, a label of checkpoint.")
         if step not in held:
             raise NotFoundError(f"The array has no checkpoint {step}: {nearest_steps(held, int(step))}")
 
@@ -191,3 +197,12 @@ def require_count(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InvalidInputError(f"{name}={value!r} is not possible: expected a whole number of at least {least}.")
     return int(value)
+
+
+def require_number(name: str, value: float, below: float = math.inf) -> float:
+    """Return a number that is at least 0, and less than `below` where that is given."""
+    given = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not given or not 0 <= value <= below or value == below < math.inf:
+        limit = "" if below == math.inf else f" and less than {below:g}"
+        raise InvalidInputError(f"{name}={value!r} is not possible: expected a number of at least 0{limit}.")
+    return float(value)

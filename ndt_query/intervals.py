@@ -11,9 +11,10 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from ndt_query.inputs import one_of, require_count
 from ndt_store.errors import DimensionError, InvalidInputError
 
-__all__ = ["Interval", "bootstrap_ci", "clopper_pearson", "jackknife"]
+__all__ = ["Interval", "bootstrap_ci", "clopper_pearson", "jackknife", "require_level"]
 
 F64 = NDArray[np.float64]
 Side = Literal["two-sided", "upper", "lower"]
@@ -42,7 +43,8 @@ class Interval:
     method: str
 
 
-def _confidence(value: float) -> float:
+def require_level(value: float) -> float:
+    """Return a confidence level when it lies between 0 and 1."""
     if not 0 < value < 1:
         raise InvalidInputError(f"confidence={value!r} is not a level: expected a number between 0 and 1.")
     return float(value)
@@ -90,14 +92,16 @@ def bootstrap_ci(
     >>> bool(found.low < found.estimate < found.high)
     True
     """
+    one_of("method", method, ("BCa", "percentile"))
+    require_count("n_resamples", n_resamples, 1)
     values = np.asarray(data, dtype=np.float64)
-    if values.ndim == 0 or values.shape[axis] < 2:
+    if not -values.ndim <= axis < values.ndim or values.shape[axis] < 2:
         raise DimensionError(f"A bootstrap needs two or more entries along axis {axis}: got shape {values.shape}.")
     estimate = np.asarray(statistic(values, axis=axis), dtype=np.float64)
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
         warnings.simplefilter("ignore")  # of degenerate data, answered below
         found = scipy.stats.bootstrap(
-            (values,), statistic, axis=axis, confidence_level=_confidence(confidence), method=method,
+            (values,), statistic, axis=axis, confidence_level=require_level(confidence), method=method,
             n_resamples=n_resamples, batch=_BATCH, vectorized=True, rng=np.random.default_rng(seed),
         )  # fmt: skip
     low, high = (np.asarray(bound, dtype=np.float64) for bound in found.confidence_interval)
@@ -136,9 +140,13 @@ def jackknife(
     centre = parts.mean(axis=0)
     spread = np.sqrt((g - 1) / g * ((parts - centre) ** 2).sum(axis=0))
     middle = np.asarray(estimate, dtype=np.float64)
+    if middle.shape != centre.shape:
+        raise DimensionError(
+            f"estimate has shape {middle.shape} where one left_out has {centre.shape}: give one shape."
+        )
     if correct_bias:
         middle = middle - (g - 1) * (centre - middle)
-    reach = scipy.stats.t.ppf((1 + _confidence(confidence)) / 2, g - 1) * spread
+    reach = scipy.stats.t.ppf((1 + require_level(confidence)) / 2, g - 1) * spread
     return Interval(middle, middle - reach, middle + reach, spread, confidence, f"jackknife over {g} groups")
 
 
@@ -171,10 +179,11 @@ def clopper_pearson(
     >>> round(float(high), 4)
     0.0295
     """
+    one_of("side", side, ("two-sided", "upper", "lower"))
     successes, trials = np.broadcast_arrays(np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64))
     if (successes < 0).any() or (successes > trials).any() or (trials < 1).any():
         raise InvalidInputError("clopper_pearson needs 0 <= k <= n and n >= 1: got counts outside of that.")
-    error = (1 - _confidence(confidence)) / (2 if side == "two-sided" else 1)
+    error = (1 - require_level(confidence)) / (2 if side == "two-sided" else 1)
     low, high = np.zeros(trials.shape), np.ones(trials.shape)
     some, not_all = successes > 0, successes < trials
     if side != "upper":

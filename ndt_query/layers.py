@@ -69,8 +69,9 @@ def per_unit(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> Pe
     def ask(data: Any, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset | xr.DataTree:
         if isinstance(data, xr.DataArray | xr.Dataset):
             return question(_array(data), *args, **kwargs)
-        answers = {layer: question(acts, *args, **kwargs) for layer, acts in each_layer(data)}
-        return xr.DataTree.from_dict(answers)
+        layers = dict(each_layer(data))
+        _require_apart(layers)
+        return xr.DataTree.from_dict({layer: question(acts, *args, **kwargs) for layer, acts in layers.items()})
 
     return ask  # type: ignore[return-value]
 
@@ -86,6 +87,16 @@ def per_layer(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> P
         return _stacked(answers)
 
     return ask
+
+
+def _require_apart(layers: Mapping[str, xr.DataArray]) -> None:
+    """Raise where one layer's name continues another's, whose units its node of the DataTree would inherit."""
+    for name in layers:
+        above = next((other for other in layers if name.startswith(f"{other}/")), None)
+        if above is not None:
+            raise InvalidInputError(
+                f"Layer {name!r} lies inside layer {above!r}, and each has its own units: ask about one at a time."
+            )
 
 
 def _stacked(answers: Mapping[str, xr.Dataset]) -> xr.Dataset:
@@ -133,8 +144,10 @@ def _tree_layers(tree: xr.DataTree, kind: str) -> Iterator[tuple[str, xr.DataArr
     if LAYERS_GROUP not in tree.children:
         raise NotFoundError(f"The DataTree has no group {LAYERS_GROUP!r}: pass the root of a store's tree.")
     labels = {name: tree[name].variable for name in LABEL_COORDS if name in tree.dataset.variables}
-    for name, node in tree[LAYERS_GROUP].children.items():
+    layers = tree.children[LAYERS_GROUP]
+    for node in layers.descendants:
         if kind in node.data_vars:
+            name = node.relative_to(layers)
             yield name, node.to_dataset()[kind].assign_coords(labels).assign_attrs(layer=name, kind=kind)
 
 

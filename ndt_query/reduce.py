@@ -29,10 +29,12 @@ from ndt_query.threads import TASK_PREFIX, install
 from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError
 
-__all__ = ["Output", "Reduction", "reduce_examples"]
+__all__ = ["ADVICE", "Output", "Reduction", "reduce_examples"]
 
 FAN_IN: Final = 8
 """States merged by one task."""
+
+ADVICE: Final = "select fewer examples or units, open the store with smaller chunks"
 
 State = TypeVar("State")
 
@@ -91,7 +93,12 @@ class Reduction(Protocol[State]):
 
 
 def reduce_examples(
-    acts: xr.DataArray, reduction: Reduction[Any], *, what: str, memory: int | str | None = None
+    acts: xr.DataArray,
+    reduction: Reduction[Any],
+    *,
+    what: str,
+    memory: int | str | None = None,
+    advice: str = ADVICE,
 ) -> dict[str, xr.DataArray]:
     """Reduce activations over ``example`` and positions.
 
@@ -105,6 +112,8 @@ def reduce_examples(
         The question, for messages.
     memory : int or str, optional
         As for `ndt_query.budget.allowed_nbytes`; only lazy data are held to it.
+    advice : str
+        What to do where the budget is too small, for messages.
 
     Returns
     -------
@@ -122,7 +131,7 @@ def reduce_examples(
         state = reduction.update(as_block(np.asarray(acts.data), n_before), 0)
         arrays: Mapping[str, Any] = reduction.finalise(state)
     else:
-        data = _rechunked(acts.data, axes, reduction, what, allowed_nbytes(memory))
+        data = _rechunked(acts.data, axes, reduction, what, allowed_nbytes(memory), advice)
         arrays = _graph(data, n_before, reduction)
     coords = {dim: acts.coords[dim] for dim in (CHECKPOINT, UNIT) if dim in acts.coords}
     found = {}
@@ -132,12 +141,12 @@ def reduce_examples(
     return found
 
 
-def _rechunked(data: da.Array, axes: Sequence[str], reduction: Reduction[Any], what: str, allowed: int) -> da.Array:
+def _rechunked(
+    data: da.Array, axes: Sequence[str], reduction: Reduction[Any], what: str, allowed: int, advice: str
+) -> da.Array:
     """Join what a kernel needs whole, and cut examples where whole chunks would not fit the budget."""
-    if math.isnan(data.size):
-        raise InvalidInputError(
-            f"{what} needs chunks of known size: call .compute_chunk_sizes() on the dask array first."
-        )
+    if any(0 in sizes for sizes in data.chunks):
+        data = data.rechunk(tuple(tuple(size for size in sizes if size) for sizes in data.chunks))
     whole = [*POSITION_DIMS] if reduction.by_unit else [*POSITION_DIMS, UNIT]
     source_nbytes = _largest_nbytes(data)
     joined = _cut(data, {axes.index(dim): -1 for dim in whole if dim in axes})
@@ -151,7 +160,7 @@ def _rechunked(data: da.Array, axes: Sequence[str], reduction: Reduction[Any], w
         if 1 <= fitting < longest:
             joined = _cut(joined, {example: fitting})
             terms = _projection(joined, axes, reduction, source_nbytes)
-    check(what, terms, allowed, "select fewer examples or units, open the store with smaller chunks")
+    check(what, terms, allowed, advice)
     return joined
 
 

@@ -1,4 +1,4 @@
-"""How strongly units prefer one class, and whether more strongly than chance."""
+"""How units answer to each class, how strongly they prefer one, and whether more strongly than chance."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ndt_query.kernels import selectivity as kernel
 from ndt_query.kernels.blocks import Array, Block, position_means
 from ndt_query.layers import described, per_unit
 from ndt_query.reduce import Output, reduce_examples
-from ndt_store.dims import UNIT
+from ndt_query.reductions import ClassReduction
+from ndt_store.dims import CLASS, UNIT
 
-__all__ = ["selectivity_index"]
+__all__ = ["class_means", "selectivity_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,41 @@ class SelectivityReduction:
 
 
 @per_unit
+def class_means(acts: xr.DataArray, labels: LabelsLike | None = None, *, memory: int | str | None = None) -> xr.Dataset:
+    """Mean activation of each unit over the examples of each class.
+
+    Parameters
+    ----------
+    acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
+        Activations.
+    labels : array-like or DataArray (example,), optional
+        Class of each example; the coordinate ``label`` without it.
+    memory : int or str, optional
+        Budget of the query, see `ndt_query.budget`.
+
+    Returns
+    -------
+    Dataset or DataTree
+        ``mean`` (checkpoint, class, unit) of the mean over positions, NaN where an example of the class has a NaN;
+        ``n_examples`` (class,); ``nan_count`` (checkpoint, unit), examples with a NaN. ``class`` holds the labels.
+
+    Raises
+    ------
+    DimensionError, InvalidInputError, NotFoundError
+        The labels are missing, too few or too many, NaN, or of other examples.
+    """
+    acts, squeeze = canonical(acts)
+    found_classes = as_classes(acts, labels)
+    n_classes = len(found_classes.names)
+    reduction = ClassReduction(found_classes.codes, n_classes)
+    found = reduce_examples(acts, reduction, what="class_means", memory=memory)
+    counts = np.bincount(found_classes.codes, minlength=n_classes)
+    found["n_examples"] = xr.DataArray(counts, dims=(CLASS,))
+    result = described(found, acts, "mean activation by class", {"n_classes": n_classes}, squeeze=squeeze)
+    return result.assign_coords({CLASS: found_classes.names})
+
+
+@per_unit
 def selectivity_index(
     acts: xr.DataArray,
     labels: LabelsLike | None = None,
@@ -153,12 +189,28 @@ def selectivity_index(
     Notes
     -----
     One pass over the data, then m products of (class, example) with (example, unit) for each checkpoint. Memory: the
-    averaged activations of the checkpoints in work, 8 bytes an example and unit. An index near 0 of a unit that fires
-    in a handful of examples is as uncertain as one near 1: read it beside q. d-prime and AUROC are in sample: they are
-    biased upwards by the choice of the class, which p accounts for and they do not.
+    averaged activations of the checkpoints in work, 8 bytes an example and unit.
+
+    The index is no ranking by itself: a unit that fires in a single example, however weakly, has an index of 1, and
+    ``idxmax`` finds such nearly dead units first. Their p value tells, because permutations reach 1 as well. Keep
+    units with a small ``q_value``, or a ``firing_rate`` of 1% or more in `dead_units`, and rank those, best by AUROC.
+    All three statistics are in sample: they are biased upwards by the choice of the class, which p accounts for and
+    they do not.
+
+    Examples
+    --------
+    One example of the last class drives the first unit; the second responds to all of its examples.
+
+    >>> values = np.zeros((30, 2))
+    >>> values[29, 0], values[20:, 1] = 0.1, 3.0
+    >>> acts = xr.DataArray(values, dims=("example", "unit"))
+    >>> found = selectivity_index(acts, np.repeat([0, 1, 2], 10))
+    >>> found["selectivity_index"].values.tolist(), (found["q_value"] < 0.05).values.tolist()
+    ([1.0, 1.0], [False, True])
     """
     one_of("statistic", statistic, kernel.STATISTICS)
     require_count("n_permutations", n_permutations, 0)
+    require_count("seed", seed, 0)
     acts, squeeze = canonical(acts)
     classes = as_classes(acts, labels)
     reduction = SelectivityReduction(classes.codes, len(classes.names), statistic, n_permutations, seed)
@@ -173,7 +225,7 @@ def selectivity_index(
 def _named(preferred: xr.DataArray, names: Array) -> xr.DataArray:
     """Turn positions into labels; unknown is NaN for numbers and the empty string for text."""
     numeric = names.dtype.kind in "iufb"
-    table = np.append(names.astype(np.float64), np.nan) if numeric else np.append(names.astype(str), "")
+    table = np.append(names.astype(np.float64), np.nan) if numeric else np.array([*map(str, names), ""])
 
     def look_up(positions: NDArray[np.int64]) -> Array:
         # Position -1 is the last entry: unknown.

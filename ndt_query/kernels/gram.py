@@ -14,7 +14,7 @@ states serve the same results:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ __all__ = ["Rows", "Scatter", "Spectrum", "merge_rows", "merge_scatter", "rows_s
 
 F64 = NDArray[np.float64]
 _STRIPE_NBYTES = 4 << 20
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,8 @@ class Spectrum:
     eigenvalues : ndarray of float64
         Nonzero eigenvalues of the scatter matrix, centred or not; NaN when the samples hold one.
     trace, trace_square, fourth : float
-        tr C, tr C^2 and ``sum |y|^4`` of the centred scatter, whatever `eigenvalues` are of.
+        tr C, tr C^2 and ``sum |y|^4`` of the centred scatter, whatever `eigenvalues` are of; 0 where the samples differ
+        by no more than rounding.
     nan_count : int
         Values of the samples that are NaN.
     """
@@ -103,10 +105,19 @@ def sample_rows(block: Block, mode: str) -> Array:
     return rows.reshape(n_checkpoints, n_examples, n_tokens * n_positions, n_units)
 
 
+def _mean(samples: Array) -> F64:
+    """Mean over samples, by way of the differences from the first, so that equal samples have exactly their mean."""
+    first = samples[0].astype(np.float64)
+    total = np.zeros_like(first)
+    for rows in spans(len(samples), _STRIPE_NBYTES // (8 * len(first))):
+        total += (samples[rows] - first).sum(axis=0)
+    return np.asarray(first + total / len(samples))
+
+
 def _scatter_of(samples: Array) -> Scatter:
     """Two-pass sums over samples (sample, feature), in stripes of rows."""
     n, d = samples.shape
-    mean = samples.mean(axis=0, dtype=np.float64) if n else np.zeros(d)
+    mean = _mean(samples) if n else np.zeros(d)
     cubic, matrix, fourth = np.zeros(d), np.zeros((d, d)), 0.0
     for rows in spans(n, _STRIPE_NBYTES // (8 * d)):
         y = samples[rows] - mean
@@ -164,7 +175,7 @@ def _about(state: Scatter, mean: F64) -> Scatter:
 def merge_scatter(left: Scatter, right: Scatter) -> Scatter:
     """Join sums over disjoint samples; leading axes have to agree."""
     n = left.n + right.n
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         mean = left.mean + (right.mean - left.mean) * (right.n / np.maximum(n, 1))[..., None]
         a, b = _about(left, mean), _about(right, mean)
     nan_count = left.nan_count + right.nan_count
@@ -176,6 +187,13 @@ def merge_rows(left: Rows, right: Rows) -> Rows:
     return Rows(np.concatenate([left.values, right.values], axis=1), np.concatenate([left.groups, right.groups]))
 
 
+def _is_rounding(trace: float, n: int, sample: Array) -> bool:
+    """Whether n samples around one like `sample` vary by nothing but the rounding of equal values."""
+    one = sample.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(trace <= n * _ROUNDING**2 * (one @ one))
+
+
 def _eigenvalues(matrix: F64) -> F64:
     if not np.isfinite(matrix).all():
         return np.full(len(matrix), np.nan)
@@ -184,11 +202,13 @@ def _eigenvalues(matrix: F64) -> F64:
 
 def scatter_spectrum(state: Scatter, centre: bool) -> Spectrum:
     """Spectrum of one group's or all samples' sums; ``eigvalsh`` of a (feature, feature) matrix."""
-    matrix = state.matrix
+    matrix, n = state.matrix, int(state.n)
+    if _is_rounding(float(np.trace(matrix)), n, state.mean):
+        state = replace(state, matrix=np.zeros_like(matrix), fourth=np.array(0.0))
+        matrix = state.matrix
     uncentred = matrix if centre else matrix + state.n * np.outer(state.mean, state.mean)
-    trace, square = float(np.trace(matrix)), float(np.vdot(matrix, matrix))
-    nan_count = int(state.nan_count)
-    return Spectrum(int(state.n), _eigenvalues(uncentred), trace, square, float(state.fourth), nan_count)
+    trace, square, fourth = float(np.trace(matrix)), float(np.vdot(matrix, matrix)), float(state.fourth)
+    return Spectrum(n, _eigenvalues(uncentred), trace, square, fourth, int(state.nan_count))
 
 
 def sample_gram(values: Array) -> F64:
@@ -200,7 +220,7 @@ def sample_gram(values: Array) -> F64:
     gram = np.zeros((n, n))
     for columns in spans(d, _STRIPE_NBYTES // (8 * n)):
         stripe = values[:, columns].astype(np.float64)
-        stripe -= stripe.mean(axis=0)
+        stripe -= _mean(stripe)
         gram += stripe @ stripe.T
     return gram
 
@@ -225,6 +245,9 @@ def rows_spectrum(values: Array, centre: bool, gram: F64 | None = None) -> Spect
         by_row = gram.mean(axis=1)
         centred = gram - by_row[:, None] - by_row + by_row.mean()
         diagonal = np.diagonal(centred)
+        if _is_rounding(float(diagonal.sum()), n, values[0]):
+            centred = np.zeros_like(gram)
+            diagonal = np.diagonal(centred)
         trace, square, fourth = float(diagonal.sum()), float(np.vdot(centred, centred)), float(diagonal @ diagonal)
     nan_count = int(np.isnan(values).sum()) if np.isnan(trace) else 0
     if centre:

@@ -96,13 +96,15 @@ def merge(left: Moments, right: Moments) -> Moments:
 def finalise(state: Moments) -> dict[str, Array]:
     """Turn a state into mean, std (population), extremes and firing fractions, each (checkpoint, unit).
 
-    Where nothing was seen, and where a NaN was seen, every quantity but the counts is NaN.
+    Where nothing was seen, and where a NaN was seen, every quantity but the counts is NaN. Equal values have a std of
+    exactly 0, whatever rounding has left in their sums.
     """
     unknown = (state.count == 0) | (state.nan_count > 0)
+    constant = (state.minimum == state.maximum) & np.isfinite(state.maximum)
     with np.errstate(invalid="ignore", divide="ignore"):
         results = {
             "mean": state.mean,
-            "std": np.sqrt(state.m2 / state.count),
+            "std": np.where(constant, 0.0, np.sqrt(state.m2 / state.count)),
             "min": state.minimum,
             "max": state.maximum,
             "max_abs": np.maximum(np.abs(state.minimum), np.abs(state.maximum)),

@@ -21,6 +21,7 @@ I64 = NDArray[np.int64]
 STATISTICS = ("auto", "index", "dprime", "auroc")
 _BATCH_NBYTES = 32 << 20
 _TIE = 1e-10
+_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
 def class_sums(values: F64, codes: I64, n_classes: int) -> F64:
@@ -76,7 +77,10 @@ def dprime(sums: F64, squares: F64, counts: I64) -> tuple[F64, I64]:
     top_square = np.take_along_axis(squares, chosen, axis=-2)[..., 0, :]
     rest = (sums.sum(axis=-2) - top * n) / n_rest
     rest_square = squares.sum(axis=-2) - top_square
+    raw = top_square / n + rest_square / n_rest
     variance = np.maximum(top_square / n - top**2, 0) + np.maximum(rest_square / n_rest - rest**2, 0)
+    # What is left of equal values after the subtraction is rounding, and would make d' a large number by chance.
+    variance = np.where(variance > 1e-13 * raw, variance, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (top - rest) / np.sqrt(variance / 2), preferred
 
@@ -130,21 +134,36 @@ def statistics(values: F64, codes: I64, counts: I64, wanted: str, signed: NDArra
     signed : ndarray of bool (unit,)
         Units with negative values, for which the index is not defined.
     """
+    values = _normalised(values)
     ranks = average_ranks(values) if wanted in ("auroc", "all") else None
     return _statistics(values, ranks, codes, counts, wanted, signed)
+
+
+def _normalised(values: F64) -> F64:
+    """Scale units to a magnitude of about 1, and make those that vary by rounding alone constant.
+
+    No statistic here depends on the scale, but squares of very large or small activations leave the range of float64.
+    Powers of two keep every digit.
+    """
+    largest = np.abs(values).max(axis=0)
+    scaled: F64 = np.ldexp(values, -np.frexp(largest)[1])
+    constant = np.ptp(scaled, axis=0) <= _ROUNDING
+    scaled[:, constant] = scaled[0, constant]
+    return scaled
 
 
 def _statistics(
     values: F64, ranks: F64 | None, codes: I64, counts: I64, wanted: str, signed: NDArray[np.bool_]
 ) -> dict[str, F64]:
-    centre = values.mean(axis=0)
+    # The mean of equal values may differ from them by rounding, which would become a preference.
+    centre = np.clip(values.mean(axis=0), values.min(axis=0), values.max(axis=0))
     indicator = one_hot(codes, len(counts))
     deviations = values - centre
     sums = indicator @ deviations
     found: dict[str, F64] = {}
     if wanted in ("index", "auto", "all"):
         ratio, preferred = index(sums + counts[:, None] * centre, counts)
-        found["index"] = np.where(signed, np.nan, ratio)
+        found["index"] = np.where(signed, np.nan, np.clip(ratio, 0.0, 1.0))
         found["preferred"] = preferred.astype(np.float64)
     if wanted in ("dprime", "all") or (wanted == "auto" and signed.any()):
         found["dprime"] = dprime(sums, indicator @ deviations**2, counts)[0]
@@ -189,6 +208,7 @@ def permutation_counts(
         Number of permutations and the seed that makes them repeatable.
     """
     counts = np.bincount(codes, minlength=n_classes)
+    values = _normalised(values)
     ranks = average_ranks(values) if statistic == "auroc" else None
     observed = _tested(_statistics(values, ranks, codes, counts, statistic, signed), statistic, signed)
     with np.errstate(invalid="ignore"):

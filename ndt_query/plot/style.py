@@ -118,7 +118,7 @@ def results_by_layer(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
         The result has no checkpoints to draw over.
     """
     if isinstance(result, xr.DataTree):
-        parts = {name: node.to_dataset() for name, node in result.children.items()}
+        parts = {node.relative_to(result): node.to_dataset() for node in result.descendants if node.has_data}
     elif LAYER in result.dims:
         parts = {str(name): result.sel({LAYER: name}) for name in result[LAYER].values}
     else:

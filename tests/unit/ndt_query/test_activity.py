@@ -1,12 +1,13 @@
 """Activity questions: planted units are found, noise is not, NaN is told."""
 
+import dask.array as da
 import numpy as np
 import pytest
 import scipy.stats
 import xarray as xr
 
 import ndt_query as nq
-from ndt_store.errors import DimensionError, NotFoundError
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 
 from .sources import labelled
 
@@ -163,3 +164,50 @@ def test_top_examples__give_all_examples_where_there_are_fewer(rng):
     found = nq.top_examples(labelled(rng.random((1, 6, 2))))
     assert found.sizes["rank"] == 6
     assert found["value"].dtype == np.float64
+
+
+@pytest.mark.parametrize("value", [3.3, 0.1, -7.7, 1e300])
+def test_unit_moments__of_equal_values_have_no_spread(value):
+    acts = labelled(np.full((1, 13, 2, 3, 3), value))
+    assert (nq.unit_moments(acts)["std"] == 0).all()
+    assert np.isnan(nq.neuron_importance(acts)["variance_share"]).all()
+
+
+@pytest.mark.parametrize("threshold", [-1, float("nan"), None, "0.1", True])
+def test_dead_units__refuse_a_threshold_that_is_none(rng, threshold):
+    with pytest.raises(InvalidInputError, match="threshold=.*at least 0"):
+        nq.dead_units(labelled(rng.random((1, 4, 2))), threshold)
+
+
+@pytest.mark.parametrize("min_rate", [-0.1, 1, "a"])
+def test_newly_active_units__refuse_a_rate_that_is_none(planted, min_rate):
+    with pytest.raises(InvalidInputError, match="min_rate=.*less than 1"):
+        nq.newly_active_units(labelled(planted), 0, 100, min_rate=min_rate)
+
+
+@pytest.mark.parametrize("step", [1.5, "x", [100], True])
+def test_newly_active_units__refuse_a_step_that_is_none(planted, step):
+    with pytest.raises(InvalidInputError, match="not a training step"):
+        nq.newly_active_units(labelled(planted), 0, step)
+
+
+def test_newly_active_units__refuse_attentions_for_what_they_are(rng):
+    attentions = xr.DataArray(rng.random((2, 3, 2, 4, 4)), dims=("checkpoint", "example", "head", "query", "key"))
+    with pytest.raises(DimensionError, match="reduce head, query, key"):
+        nq.newly_active_units(attentions, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "question", [nq.unit_moments, nq.top_examples, nq.class_means, nq.dimensionality, nq.selectivity_index]
+)
+def test_questions__of_a_selection_that_left_chunks_empty_are_answered(rng, question):
+    values = rng.random((2, 12, 4))
+    empty = labelled(values, chunks=((2,), (5, 0, 7), (4,)))
+    xr.testing.assert_allclose(question(empty).compute(), question(labelled(values)))
+
+
+@pytest.mark.parametrize("question", [nq.unit_moments, nq.top_examples, nq.dimensionality, nq.summary])
+def test_questions__of_chunks_of_unknown_size_say_what_to_do(question):
+    unknown = da.ones((2, 12, 4))[:, da.ones(12, chunks=12) > 0]
+    with pytest.raises(InvalidInputError, match="unknown size: call .compute_chunk_sizes"):
+        question(xr.DataArray(unknown, dims=("checkpoint", "example", "unit")))

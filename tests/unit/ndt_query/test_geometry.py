@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 
 import ndt_query as nq
 from ndt_query.kernels.spectrum import MEASURES
+from ndt_store.errors import InvalidInputError, MemoryBudgetError
 
 from .sources import labelled
 
@@ -129,3 +130,37 @@ def test_dimensionality__interval_covers_the_truth():
         name = "participation_ratio_corrected"
         covered += bool(found[f"{name}_low"] < truth < found[f"{name}_high"])
     assert 930 <= covered <= 970
+
+
+@pytest.mark.parametrize("value", [3.3, 0.1, -7.7])
+@pytest.mark.parametrize("positions", ["flatten", "mean", "samples"])
+@pytest.mark.parametrize("n", [7, 200])
+def test_dimensionality__of_a_layer_that_never_varies_is_unknown(value, positions, n):
+    found = nq.dimensionality(labelled(np.full((1, n, 3, 2, 2), value)), positions=positions)
+    for name in (*MEASURES, "participation_ratio_corrected"):
+        assert np.isnan(found[name]).all(), name
+
+
+def test_dimensionality__of_a_small_variation_about_a_large_mean_is_measured(rng):
+    values = rng.standard_normal((1, 4000, 4))
+    found = nq.dimensionality(labelled(1e8 + values), interval="none")
+    assert found["participation_ratio"].item() == pytest.approx(4, abs=0.05)
+
+
+def test_dimensionality__beyond_the_range_of_float64_is_unknown(rng):
+    assert np.isnan(nq.dimensionality(labelled(1e300 * rng.random((1, 20, 3))))["stable_rank"]).all()
+
+
+def test_dimensionality__over_the_budget_names_a_cheaper_way(rng):
+    acts = labelled(rng.random((1, 8, 4, 3, 3)), chunks=(1, 8, 4, 3, 3))
+    with pytest.raises(MemoryBudgetError, match="use positions='mean', select fewer"):
+        nq.dimensionality(acts, memory=10)
+    with pytest.raises(MemoryBudgetError) as caught:
+        nq.dimensionality(acts, positions="mean", memory=10)
+    assert "use positions" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("options", "expected"), [({"confidence": 95}, "confidence=95"), ({"seed": -1}, "seed=-1")])
+def test_dimensionality__refuses_options_before_it_reads(rng, options, expected):
+    with pytest.raises(InvalidInputError, match=expected):
+        nq.dimensionality(labelled(rng.random((1, 8, 4)), chunks=(1, 8, 4)), **options)

@@ -157,3 +157,35 @@ def test_jackknife__covers_at_its_nominal_level():
         found = nq.jackknife(left_out, data.mean())
         covered += bool(found.low < 0 < found.high)
     assert 1860 <= covered <= 1940
+
+
+def test_paired_permutation_test__with_a_nan_gives_nan():
+    difference, p_value = nq.paired_permutation_test([[1.0, 1.0], [2.0, np.nan]], [[0.0, 0.0], [1.0, 0.0]])
+    assert np.isnan(difference).tolist() == [False, True]
+    assert np.isnan(p_value).tolist() == [False, True]
+
+
+def test_effect_size__of_values_that_differ_by_rounding_is_unknown():
+    # The standard deviation of three times 0.1 is 1.7e-17.
+    assert np.isnan(nq.effect_size([0.1] * 3, [0.2] * 3))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: nq.fdr(0.1),
+        lambda: nq.fdr([0.1, 0.2], axis=3),
+        lambda: nq.bootstrap_ci([1.0, 2.0], axis=2),
+        lambda: nq.bootstrap_ci([1.0, 2.0], method="basic"),
+        lambda: nq.bootstrap_ci([1.0, 2.0], n_resamples=0),
+        lambda: nq.jackknife([[1.0, 2.0], [2.0, 3.0]], [1, 2, 3]),
+        lambda: nq.clopper_pearson(1, 3, side="up"),
+        lambda: nq.paired_permutation_test([1.0], [2.0]),
+        lambda: nq.paired_permutation_test([1.0, 2.0], [2.0, 4.0], alternative="more"),
+        lambda: nq.permutation_null(np.mean, [0, 1], n_permutations=0),
+        lambda: nq.effect_size([1.0, 2.0], [1.0, 2.0], axis=4),
+    ],
+)
+def test_inference__refuses_what_it_cannot_use(call):
+    with pytest.raises(InvalidInputError):
+        call()

@@ -121,3 +121,19 @@ def test_top_examples__refuses_identifiers_that_are_not_whole_numbers(acts):
 def test_question__refuses_options_that_make_no_sense(acts, ask):
     with pytest.raises(InvalidInputError, match="expected|give 0 or more"):
         ask(acts)
+
+
+def test_as_classes__refuses_labels_of_several_types():
+    with pytest.raises(InvalidInputError, match="labels mix int and str"):
+        nq.class_means(labelled(np.ones((1, 4, 1))), np.array([1, "a", 1, "a"], dtype=object))
+
+
+def test_as_classes__refuses_dates_that_are_missing():
+    dates = np.array(["2020", "NaT", "2021", "2020"], dtype="datetime64[Y]")
+    with pytest.raises(InvalidInputError, match="missing .NaN. at 1 of 4"):
+        nq.class_means(labelled(np.ones((1, 4, 1))), dates)
+
+
+def test_as_classes__names_the_only_class_plainly():
+    with pytest.raises(InvalidInputError, match="labels are all 3: "):
+        nq.class_means(labelled(np.ones((1, 4, 1))), [3, 3, 3, 3])

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
+from ndt_query.plot.style import results_by_layer
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.testing import simulate_store
 
@@ -115,3 +116,23 @@ def test_import__of_every_name_brings_no_torch_and_no_capture():
 
 def test_all__is_sorted():
     assert list(nq.__all__) == sorted(nq.__all__)
+
+
+def test_questions__of_layers_named_by_paths_keep_their_names(rng):
+    acts = {name: labelled(rng.random((2, 6, n))) for name, n in (("block/attn", 3), ("block/mlp", 5), ("a b", 2))}
+    found = nq.dead_units(acts)
+    assert found["block/mlp"].sizes["unit"] == 5
+    assert sorted(results_by_layer(found)) == ["a b", "block/attn", "block/mlp"]
+
+
+def test_questions__of_a_layer_inside_another_ask_for_one(rng):
+    acts = {name: labelled(rng.random((2, 6, n))) for name, n in (("block", 3), ("block/mlp", 5))}
+    with pytest.raises(InvalidInputError, match="'block/mlp' lies inside layer 'block'"):
+        nq.dead_units(acts)
+    assert nq.summary(acts).sizes["layer"] == 2
+
+
+def test_questions__of_a_tree_find_layers_named_by_paths(tmp_path):
+    simulated = simulate_store(tmp_path / "run.zarr", layers={"block/mlp": (4,), "fc": (3,)})
+    names = nq.summary(simulated.store.tree)["layer"].values.tolist()
+    assert sorted(names) == ["block/mlp", "fc"]

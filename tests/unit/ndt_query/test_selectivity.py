@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ndt_query as nq
+from ndt_store.errors import InvalidInputError
 
 from .sources import labelled
 
@@ -86,3 +87,69 @@ def test_selectivity_index__names_classes_by_text(rng):
     found = nq.selectivity_index(labelled(values), ["dog"] * 3 + ["cat"] * 3, n_permutations=0)
     assert found["preferred_class"].item() == "dog"
     assert found["preferred"].attrs["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-200, 1e200, 1e300])
+def test_selectivity_index__does_not_depend_on_the_scale(rng, scale):
+    values = rng.random((1, 30, 3))
+    plain, scaled = (nq.selectivity_index(labelled(v), n_permutations=0) for v in (values, values * scale))
+    for name in ("selectivity_index", "d_prime", "auroc"):
+        np.testing.assert_allclose(scaled[name], plain[name], rtol=1e-3 if scale < 1e-300 else 1e-9)
+
+
+@pytest.mark.parametrize("value", [3.3, 0.1, -7.7])
+@pytest.mark.parametrize("n", [12, 30, 77])
+def test_selectivity_index__of_a_constant_unit_is_no_preference(value, n):
+    found = nq.selectivity_index(labelled(np.full((1, n, 2, 3, 3), value)), n_permutations=19).isel(checkpoint=0)
+    assert np.isnan(found["d_prime"]).all()
+    assert (found["auroc"] == 0.5).all()
+    if value > 0:
+        assert ((found["selectivity_index"] >= 0) & (found["selectivity_index"] < 1e-15)).all()
+
+
+def test_selectivity_index__of_classes_that_do_not_vary_has_an_infinite_dprime():
+    # Sums of squares leave 1e-17 of these, which was a d-prime of 1e8 and out of reach of no permutation.
+    values = np.array([[[0.63696169, 0.27, 0.1], [0.81327024, 0.91275558, 0.3]]])
+    found = nq.selectivity_index(labelled(values), [0, 1], statistic="dprime", n_permutations=9)
+    assert np.isposinf(found["d_prime"]).all()
+    assert (found["p_value"] == 1).all()
+
+
+def test_selectivity_index__of_a_nearly_dead_unit_is_one_by_chance(rng):
+    values = rng.random((1, 60, 2))
+    values[0, :, 0], values[0, 5, 0] = 0, 1e-3
+    found = nq.selectivity_index(labelled(values), n_permutations=99).isel(checkpoint=0, unit=0)
+    assert found["selectivity_index"] == 1
+    assert found["p_value"] == 1
+
+
+def test_selectivity_index__takes_texts_of_variable_width(rng):
+    names = np.array(["dog", "cat"] * 3, dtype=np.dtypes.StringDType())
+    values = rng.random((1, 6, 1)) + (np.arange(6) % 2)[None, :, None]
+    assert nq.selectivity_index(labelled(values), names, n_permutations=0)["preferred_class"].item() == "cat"
+
+
+def test_selectivity_index__refuses_a_seed_that_is_none(rng):
+    with pytest.raises(InvalidInputError, match="seed=-1 is not possible"):
+        nq.selectivity_index(labelled(rng.random((1, 6, 1))), seed=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("statistic", ["auto", "index", "dprime", "auroc"])
+@pytest.mark.parametrize("kind", ["sparse", "count", "dense"])
+def test_selectivity_index__of_noise_has_p_values_that_are_valid(rng, kind, statistic):
+    p_values = []
+    for run in range(20):
+        labels = rng.choice(4, 60, p=[0.1, 0.2, 0.3, 0.4])
+        draw = {
+            "sparse": lambda: rng.random((1, 60, 100)) * (rng.random((1, 60, 100)) < 0.05),
+            "count": lambda: rng.poisson(1.0, (1, 60, 100)).astype(float),
+            "dense": lambda: rng.gamma(0.5, size=(1, 60, 100)),
+        }[kind]
+        found = nq.selectivity_index(labelled(draw()), labels, statistic=statistic, n_permutations=199, seed=run)
+        p_values.append(found["p_value"].values.ravel())
+    p = np.concatenate(p_values)
+    p = p[np.isfinite(p)]
+    for level in (0.05, 0.2, 0.5):
+        # Units of one run share their labels and permutations, which widens the spread severalfold.
+        assert (p <= level).mean() <= level + 8 * np.sqrt(level * (1 - level) / p.size)
