@@ -80,7 +80,7 @@ class Profile:
                 "typesize": itemsize,
                 "cname": self.cname,
                 "clevel": self.clevel,
-                "shuffle": "shuffle",
+                "shuffle": "noshuffle",
                 "blocksize": 0,
             }
             chain.append({"name": "blosc", "configuration": configuration})
@@ -88,8 +88,9 @@ class Profile:
         return chain
 
 
+# What a name means is part of the format: a better profile gets a name of its own.
 PROFILES: Final = {
-    profile.name: profile for profile in (Profile("none"), Profile("fast", "lz4", 5), Profile("compact", "zstd", 5))
+    profile.name: profile for profile in (Profile("none"), Profile("fast", "lz4", 5), Profile("compact", "zstd", 1))
 }
 DEFAULT_PROFILE: Final = "fast"
 
@@ -142,7 +143,7 @@ def encode(data: NDArray[Any], codec: str) -> EncodedBlock:
         raw = little.reshape(-1).view(np.uint8).data
         itemsize = data.dtype.itemsize
     if chosen.cname:
-        packed = blosc.compress(raw, chosen.cname.encode(), chosen.clevel, blosc.SHUFFLE, 0, itemsize)
+        packed = blosc.compress(raw, chosen.cname.encode(), chosen.clevel, blosc.NOSHUFFLE, 0, itemsize)
         raw = memoryview(packed)
     return EncodedBlock(raw, crc32c(raw))
 
