@@ -13,17 +13,15 @@ from typing import Final
 
 from torch import nn
 
-from ndt_store.dims import EXAMPLE, HEAD, TOKEN, UNIT, X, Y
+from ndt_store.dims import EXAMPLE, HEAD, TOKEN, UNIT, X, Y, Z
 from ndt_store.errors import InvalidInputError
 
 __all__ = ["axis_of_examples", "canonical_axes", "check_dims", "default_dims", "permuted", "rearranges", "typed_dims"]
 
-_Z: Final = "z"
-
-_ORDER: Final = (EXAMPLE, TOKEN, HEAD, UNIT, _Z, Y, X)
+_ORDER: Final = (EXAMPLE, TOKEN, HEAD, UNIT, Z, Y, X)
 """Order in which axes are handed out, whatever order the module has them in."""
 
-_SPATIAL: Final = {1: (X,), 2: (Y, X), 3: (_Z, Y, X)}
+_SPATIAL: Final = {1: (X,), 2: (Y, X), 3: (Z, Y, X)}
 
 _UNIT_LAST: Final = (
     nn.Linear,
@@ -111,7 +109,7 @@ def typed_dims(module: nn.Module, rank: int, example_axis: int) -> tuple[str, ..
         not isinstance(module, nn.LayerNorm) or (type(module) is nn.LayerNorm and len(module.normalized_shape) == 1)
     )
     if unit_last and example_axis <= 1:
-        places = {1: (), 2: (TOKEN,), 3: (Y, X), 4: (_Z, Y, X)}.get(rank - 1)
+        places = {1: (), 2: (TOKEN,), 3: (Y, X), 4: (Z, Y, X)}.get(rank - 1)
         return None if places is None else _insert((*places, UNIT), example_axis)
     if isinstance(module, nn.Unfold) and example_axis == 0:
         return (EXAMPLE, UNIT, TOKEN)

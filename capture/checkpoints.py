@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ndt_store.errors import IntegrityError, InvalidInputError, NotFoundError, StorageError
 
 __all__ = [
+    "check_weights",
     "checkpoint_path",
     "list_checkpoints",
     "load_into",
@@ -166,13 +167,45 @@ def load_into(model: nn.Module, weights: StateDict) -> None:
     InvalidInputError
         Names or shapes differ; one sentence lists what is missing, unexpected and of another shape.
     """
+    _require_fit(model, {name: tuple(value.shape) for name, value in weights.items()}, "These weights")
+    model.load_state_dict(dict(weights), strict=True)
+
+
+def check_weights(model: nn.Module, weights: StateDict | PathLike) -> None:
+    """Check that `load_into` will take these weights, without loading them.
+
+    Of a ``.safetensors`` file only the header is read, which also tells whether the file is whole; a ``.pt`` file is
+    read throughout. Errors are those of `load_weights` and `load_into`.
+    """
+    if isinstance(weights, Mapping):
+        for name, value in weights.items():
+            _require_dense(name, value)
+        what, shapes = "These weights", {name: tuple(value.shape) for name, value in weights.items()}
+    else:
+        what, shapes = f"The weights in {os.fspath(weights)}", _shapes(Path(weights))
+    _require_fit(model, shapes, what)
+
+
+def _shapes(source: Path) -> dict[str, tuple[int, ...]]:
+    if source.suffix != ".safetensors" or not source.is_file():
+        return {name: tuple(value.shape) for name, value in load_weights(source).items()}
+    try:
+        with safetensors.safe_open(source, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        # Says what is wrong with the file, in the words of every other reader.
+        load_weights(source)
+        raise
+
+
+def _require_fit(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
     own = model.state_dict()
-    missing = [name for name in own if name not in weights]
-    unexpected = [name for name in weights if name not in own]
+    missing = [name for name in own if name not in shapes]
+    unexpected = [name for name in shapes if name not in own]
     reshaped = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        f"{name} {shapes[name]} instead of {tuple(own[name].shape)}"
         for name in own
-        if name in weights and isinstance(own[name], Tensor) and weights[name].shape != own[name].shape
+        if name in shapes and isinstance(own[name], Tensor) and shapes[name] != tuple(own[name].shape)
     ]
     found = [
         f"{len(names)} {what} ({', '.join(names[:_N_NAMED])}{', ...' if len(names) > _N_NAMED else ''})"
@@ -181,10 +214,9 @@ def load_into(model: nn.Module, weights: StateDict) -> None:
     ]
     if found:
         raise InvalidInputError(
-            f"These weights do not fit {type(model).__name__}: {'; '.join(found)}, "
+            f"{what} do not fit {type(model).__name__}: {'; '.join(found)}, "
             f"expected its {len(own)} entries; build the model with the options it was trained with."
         )
-    model.load_state_dict(dict(weights), strict=True)
 
 
 def checkpoint_path(folder: PathLike, step: int) -> Path:
@@ -234,11 +266,15 @@ def replace_file(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _dense(name: str, value: object) -> Tensor:
+def _require_dense(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
         kind = value.layout if isinstance(value, Tensor) else type(value).__name__
         raise InvalidInputError(f"Weights entry {name!r} is {kind}, expected a dense tensor; leave it out.")
-    return value.detach().cpu().contiguous()
+    return value
+
+
+def _dense(name: str, value: object) -> Tensor:
+    return _require_dense(name, value).detach().cpu().contiguous()
 
 
 def _plain_state_dict(content: object, source: Path) -> dict[str, Tensor]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from capture.pipeline import projected_nbytes
 from ndt_store.cliparts import human_nbytes
 from ndt_store.dims import EXAMPLE, KINDS, LAYERS_GROUP
-from ndt_store.errors import StorageError
-from ndt_store.layout import forecast
-from ndt_store.schema import Schema
+from ndt_store.errors import MemoryBudgetError, StorageError
+from ndt_store.layout import BLOCK_NBYTES, forecast, rows_per_block
+from ndt_store.schema import ArraySpec, Schema
 
-__all__ = ["Forecast", "forecast_capture"]
+__all__ = ["Forecast", "forecast_capture", "require_memory"]
+
+_MEMORY_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,59 @@ class Forecast:
 
 def forecast_capture(schema: Schema, path: str | os.PathLike[str], batch_size: int) -> Forecast:
     """Forecast what writing `schema` at `path` takes; nothing is written."""
-    tapped = [spec for spec in schema.cubes if EXAMPLE in spec.dims]
-    return Forecast(
-        forecast(schema), len(schema.checkpoints), projected_nbytes(tapped, batch_size), _free_nbytes(Path(path))
+    memory_nbytes = projected_nbytes(_tapped(schema), batch_size)
+    return Forecast(forecast(schema), len(schema.checkpoints), memory_nbytes, _free_nbytes(Path(path)))
+
+
+def require_memory(schema: Schema, batch_size: int, allowed_nbytes: int | None) -> None:
+    """Refuse a capture whose pipeline could hold more than it may.
+
+    Blocks are not made smaller here: their size is part of what the store is, and must not depend on the machine.
+
+    Parameters
+    ----------
+    schema : Schema
+    batch_size : int
+    allowed_nbytes : int or None
+        None allows a quarter of the machine's memory.
+
+    Raises
+    ------
+    MemoryBudgetError
+        The message names the largest power of two for ``block_nbytes`` that would fit.
+    """
+    specs = _tapped(schema)
+    allowed = _physical_nbytes() // _MEMORY_SHARE if allowed_nbytes is None else allowed_nbytes
+    projected = projected_nbytes(specs, batch_size)
+    if projected <= allowed:
+        return
+    block_nbytes = BLOCK_NBYTES
+    while block_nbytes and projected_nbytes(_with_blocks(specs, block_nbytes), batch_size) > allowed:
+        block_nbytes //= 2
+    least = projected_nbytes(_with_blocks(specs, 1), batch_size)
+    advice = (
+        f"pass block_nbytes={block_nbytes}, which fits"
+        if block_nbytes
+        else f"even blocks of one example take {human_nbytes(least)}, so capture fewer layers or lower batch_size"
     )
+    raise MemoryBudgetError(
+        f"The capture of {len(specs)} arrays with batches of {batch_size} may hold {human_nbytes(projected)} beside "
+        f"the model, where {human_nbytes(allowed)} are allowed: {advice}, or raise memory=.",
+        projected,
+        allowed,
+    )
+
+
+def _tapped(schema: Schema) -> list[ArraySpec]:
+    return [spec for spec in schema.cubes if EXAMPLE in spec.dims]
+
+
+def _with_blocks(specs: Sequence[ArraySpec], block_nbytes: int) -> list[ArraySpec]:
+    return [replace(spec, rows=rows_per_block(spec.sizes, spec.dtype, block_nbytes)) for spec in specs]
+
+
+def _physical_nbytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _free_nbytes(path: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from capture.checkpoints import list_checkpoints
 from capture.forecast import Forecast
+from capture.modelstate import as_device
 from capture.recipe import Recipe
 from capture.run import capture
 from capture.session import Session
@@ -48,6 +49,7 @@ def capture_recipe(
     NdtError
         As `capture.capture` does.
     """
+    place = as_device(device)
     found = dict(list_checkpoints(checkpoints)) if Path(checkpoints).is_dir() else {}
     missing = [step for step in recipe.training.checkpoints if step not in found]
     if missing:
@@ -57,7 +59,7 @@ def capture_recipe(
         )
     data = recipe.probe_data(data_dir)
     steps = [(step, found[step]) for step in recipe.training.checkpoints]
-    model = recipe.build_model(data).to(device)
+    model = recipe.build_model(data).to(place)
     return capture(model, data, store=store, checkpoints=steps, progress=progress, **_options(recipe))
 
 

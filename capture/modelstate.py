@@ -1,9 +1,9 @@
 """Borrow a model for a pass and give it back as it was found, also after an exception.
 
 What is put back: the training flag of each submodule, buffers that the pass wrote to or replaced, the random number
-generators of the CPU and of the devices the model is on, and the flag of the attention fast path. Training flags are
-set as attributes rather than through ``eval()``, because a model may do more in an overridden ``train()`` (merge
-adapters, for one) than setting them back could undo.
+generators of the CPU and of the devices the model is on, the flag of the attention fast path, and autocast. Training
+flags are set as attributes rather than through ``eval()``, because a model may do more in an overridden ``train()``
+(merge adapters, for one) than setting them back could undo.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from capture.structures import version_of
-from ndt_store.errors import CaptureError
+from ndt_store.errors import CaptureError, InvalidInputError
 
-__all__ = ["borrowed", "model_device", "refuse_inference_weights", "refuse_wrapped"]
+__all__ = ["as_device", "borrowed", "model_device", "refuse_inference_weights", "refuse_wrapped"]
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+_AUTOCASTING = ("cpu", "cuda", "mps", "xpu")
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -27,6 +28,26 @@ def model_device(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """Return a device that this machine has.
+
+    Raises
+    ------
+    InvalidInputError
+        There is no such device, or nothing can be computed there.
+    """
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise InvalidInputError(
+            f"device is {str(device)!r}, which cannot be used here ({reason}): expected cpu, or a device that this "
+            "machine and this build of PyTorch have, as cuda."
+        ) from error
+    return place
 
 
 def refuse_wrapped(model: nn.Module) -> None:
@@ -83,8 +104,10 @@ def refuse_inference_weights(model: nn.Module) -> None:
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode for passes that leave no trace.
 
-    The attention fast path is off meanwhile: it skips hooks and yields no weights. Parameters stay as they are, also
-    their ``requires_grad``: PyTorch picks kernels by it, and a capture is to compute what the model computes.
+    The attention fast path is off meanwhile: it skips hooks and yields no weights. Autocast that the caller has
+    switched on is off as well, so that what comes out does not depend on where a capture is called; a model that
+    switches it on in its own forward keeps it. Parameters stay as they are, also their ``requires_grad``: PyTorch picks
+    kernels by it, and a capture is to compute what the model computes.
 
     Parameters
     ----------
@@ -97,6 +120,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as undo:
         _keep_fastpath(undo)
+        _keep_autocast(undo)
         _keep_rng(model, undo)
         _keep_buffers(model, undo)
         for module in model.modules():
@@ -109,6 +133,12 @@ def borrowed(model: nn.Module) -> Iterator[None]:
 def _keep_fastpath(undo: ExitStack) -> None:
     undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
     torch.backends.mha.set_fastpath_enabled(False)
+
+
+def _keep_autocast(undo: ExitStack) -> None:
+    for kind in _AUTOCASTING:
+        if torch.is_autocast_enabled(kind):
+            undo.enter_context(torch.autocast(kind, enabled=False))
 
 
 def _keep_rng(model: nn.Module, undo: ExitStack) -> None:

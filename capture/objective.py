@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from capture.structures import first_tensor
 from ndt_store.errors import CaptureError, InvalidInputError
 
-__all__ = ["GradientOf", "Objective", "check_gradient_of", "class_logits", "cross_entropy", "model_output", "scalars"]
+__all__ = [
+    "GradientOf",
+    "Objective",
+    "check_gradient_of",
+    "class_count",
+    "class_logits",
+    "cross_entropy",
+    "model_output",
+    "scalars",
+]
 
 Objective: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 """From the model's output (example, ...) and the labels to one number per example, (example,)."""
 
 GradientOf: TypeAlias = Literal["label_logit", "prediction_logit", "loss"] | Objective
 
+_LOG: Final = logging.getLogger(__name__)
 _NAMED = ("label_logit", "prediction_logit", "loss")
 
 
@@ -67,6 +79,36 @@ def class_logits(output: torch.Tensor, count: int) -> torch.Tensor | None:
     """Return the output where it can be class logits, floating (example, class) for `count` examples, else None."""
     good = output.ndim == 2 and output.shape[0] == count and output.is_floating_point()
     return output if good else None
+
+
+def class_count(logits: torch.Tensor | None, labels: NDArray[Any], needed: bool) -> int | None:
+    """Return the number of classes, None where the logits of labelled examples are not to be stored.
+
+    Parameters
+    ----------
+    logits : torch.Tensor or None
+        Of a few examples.
+    labels : ndarray of whole numbers
+        Of all examples.
+    needed : bool
+        Whether gradients depend on the labels. Without them, labels beyond the classes only leave logits, loss and
+        prediction out, and the log says so.
+
+    Raises
+    ------
+    InvalidInputError
+        The labels are needed and do not fit.
+    """
+    if logits is None:
+        return None
+    n_classes, largest = logits.shape[1], int(labels.max())
+    if largest < n_classes:
+        return n_classes
+    found = f"The labels run to {largest} and the model gives {n_classes} class scores"
+    if needed:
+        raise InvalidInputError(f"{found}: expected labels from 0 to {n_classes - 1}.")
+    _LOG.warning("%s, which does not fit: logits, loss and prediction are not captured", found)
+    return None
 
 
 def cross_entropy(logits: torch.Tensor | None, labels: torch.Tensor | None) -> torch.Tensor | None:

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capture._describe import described
 from capture._images import ImageData
+from capture._rows import DatasetRows, SteadyRows, as_array, is_bfloat16
 from ndt_store.errors import InvalidInputError
-from ndt_store.layout import Rows
 from ndt_store.planning import ProbeSet
 
 __all__ = ["Probe", "as_probe"]
@@ -27,11 +28,23 @@ _DIGEST_ROWS: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A probe set, its digest, and what it is called."""
+    """A probe set, its digest, and what it is called.
+
+    Parameters
+    ----------
+    contents : ProbeSet
+        Its inputs raise `CaptureError` when they are read again and have changed.
+    digest : str
+        SHA-256, in hex.
+    name : str
+    bfloat16 : bool
+        Whether the inputs were given as bfloat16; the model is handed what was given.
+    """
 
     contents: ProbeSet
     digest: str
     name: str
+    bfloat16: bool = False
 
     def __len__(self) -> int:
         return int(self.contents.inputs.shape[0])
@@ -42,28 +55,8 @@ class Probe:
             rows = slice(start, start + size)
             # A copy of its own: the model may write into its input.
             inputs = torch.from_numpy(np.array(self.contents.inputs[rows]))
-            yield inputs, torch.from_numpy(np.asarray(self.contents.labels[rows]).astype(np.int64))
-
-
-class _DatasetRows:
-    """The inputs of a map-style dataset, stacked a run at a time."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        first = self._item(0)
-        if not np.array_equal(first, self._item(0), equal_nan=first.dtype.kind == "f"):
-            raise InvalidInputError(
-                "The dataset gives other values when example 0 is read again: a probe set never changes, so remove "
-                "random transforms."
-            )
-        self.dtype = first.dtype
-        self.shape = (len(dataset), *first.shape)
-
-    def __getitem__(self, rows: slice) -> NDArray[Any]:
-        return np.stack([self._item(n) for n in range(*rows.indices(self.shape[0]))])
-
-    def _item(self, position: int) -> NDArray[Any]:
-        return _array(self._dataset[position][0])
+            labels = torch.from_numpy(np.asarray(self.contents.labels[rows]).astype(np.int64))
+            yield inputs.bfloat16() if self.bfloat16 else inputs, labels
 
 
 def as_probe(data: Any) -> Probe:
@@ -72,16 +65,22 @@ def as_probe(data: Any) -> Probe:
     Parameters
     ----------
     data : ImageData, pair of arrays or tensors (inputs, labels), or dataset
-        A dataset has a length and gives (input, label) for each position, the same at every call.
+        Of a pair, the inputs are an array or a tensor, and the labels anything that NumPy makes an array of. A dataset
+        has a length and gives (input, label) for each position, the same at every call, each input one array. A plain
+        tuple or list of two is always taken for a pair.
 
     Raises
     ------
     InvalidInputError
         The data are none of these, empty, of unequal lengths, or have labels that are no class numbers.
+
+    Notes
+    -----
+    Reads every input once, for the digest.
     """
     if isinstance(data, ImageData):
         contents = ProbeSet(
-            data.inputs,
+            SteadyRows(data.inputs, data.inputs.shape, data.inputs.dtype),
             data.labels,
             data.examples,
             [data.split] * len(data) if data.split else None,
@@ -89,45 +88,48 @@ def as_probe(data: Any) -> Probe:
             ("channel", "row", "column"),
         )
         return Probe(contents, data.digest, data.name)
-    if isinstance(data, tuple | list) and len(data) == 2 and all(hasattr(part, "shape") for part in data):
-        inputs, labels = (_array(part) for part in data)
-        name = "arrays"
-    elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        inputs, labels = _from_dataset(data)
-        name = type(data).__name__
-    else:
-        raise InvalidInputError(
-            f"data is {type(data).__name__}: expected a pair of arrays (inputs, labels) or a dataset with a length "
-            "that gives (input, label)."
-        )
-    if not inputs.shape or len(labels) != inputs.shape[0]:
-        raise InvalidInputError(
-            f"inputs have shape {tuple(inputs.shape)} and there are {len(labels)} labels: expected one each example."
-        )
-    contents = ProbeSet(inputs, labels)
-    return Probe(contents, _digest(contents), name)
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return _from_pair(*data)
+    array = isinstance(data, np.ndarray | torch.Tensor)
+    if not array and hasattr(data, "__len__") and hasattr(data, "__getitem__"):
+        return _from_dataset(data)
+    raise InvalidInputError(
+        f"data is {type(data).__name__}: expected a pair of arrays (inputs, labels) or a dataset with a length "
+        "that gives (input, label)."
+    )
 
 
-def _from_dataset(dataset: Any) -> tuple[Any, NDArray[Any]]:
+def _from_pair(given: Any, classes: Any) -> Probe:
+    if not hasattr(given, "shape"):
+        raise InvalidInputError(
+            f"data is a pair whose inputs are {described(given)}: expected an array or a tensor with one row an "
+            "example; stack the inputs, and give the labels as the second part."
+        )
+    inputs, labels = as_array(given, "The first part of data"), as_array(classes, "The second part of data, labels,")
+    if not inputs.shape or not labels.shape or len(labels) != inputs.shape[0]:
+        found = f"there are {len(labels)} labels" if labels.shape else "the labels are one number"
+        raise InvalidInputError(f"inputs have shape {inputs.shape} and {found}: expected one label each example.")
+    return _probe(SteadyRows(inputs, inputs.shape, inputs.dtype), labels, "arrays", is_bfloat16(given))
+
+
+def _from_dataset(dataset: Any) -> Probe:
     if len(dataset) == 0:
         raise InvalidInputError("The dataset is empty: give at least one example.")
-    try:
-        labels = np.asarray([float(dataset[n][1]) for n in range(len(dataset))])
-    except (TypeError, ValueError, IndexError, KeyError) as error:
-        raise InvalidInputError(f"The dataset does not give (input, label) with a class number ({error}).") from error
-    return _DatasetRows(dataset), labels
+    rows = DatasetRows(dataset)
+    return _probe(SteadyRows(rows, rows.shape, rows.dtype), rows.labels, type(dataset).__name__, rows.bfloat16)
 
 
-def _array(value: Any) -> NDArray[Any]:
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-
-
-def _digest(contents: ProbeSet) -> str:
-    inputs: Rows = contents.inputs
+def _probe(inputs: SteadyRows, labels: NDArray[Any], name: str, bfloat16: bool) -> Probe:
+    """Digest the inputs, and only then look at the labels: those of a dataset come to light with its inputs."""
+    if 0 in inputs.shape[1:]:
+        raise InvalidInputError(
+            f"inputs have shape {inputs.shape}, which holds no number: expected at least one value an example."
+        )
     sha = sha256()
-    labels = np.asarray(contents.labels).astype("<i8")
-    sha.update(json.dumps(["inputs", str(contents.inputs.dtype), list(inputs.shape)]).encode() + b"\n")
+    dtype = "bfloat16" if bfloat16 else str(inputs.dtype)
+    sha.update(json.dumps(["inputs", dtype, list(inputs.shape)]).encode() + b"\n")
     for start in range(0, inputs.shape[0], _DIGEST_ROWS):
-        sha.update(np.ascontiguousarray(inputs[start : start + _DIGEST_ROWS]).tobytes())
-    sha.update(b"labels\n" + labels.tobytes())
-    return sha.hexdigest()
+        sha.update(inputs[start : start + _DIGEST_ROWS].data)
+    contents = ProbeSet(inputs, labels)
+    sha.update(b"labels\n" + np.asarray(labels).astype("<i8").tobytes())
+    return Probe(contents, sha.hexdigest(), name, bfloat16)

@@ -36,6 +36,7 @@ from capture.models import build_model, model_names
 from capture.schedule import checkpoint_steps
 from ndt_store.codecs import DEFAULT_PROFILE, PROFILES
 from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
+from ndt_store.schema import check_name
 
 __all__ = [
     "CaptureRecipe",
@@ -59,6 +60,11 @@ def _one_of(names: tuple[str, ...]) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _file_name(value: str) -> str:
+    # The store and the training folder are called after the recipe.
+    return check_name(value, "name")
 
 
 def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -165,7 +171,7 @@ class CaptureRecipe(_Table):
 class Recipe(_Table):
     """A whole recipe; see `load_recipe`."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelRecipe
     data: DataRecipe

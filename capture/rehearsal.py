@@ -56,7 +56,8 @@ def rehearse(
         values = scalars(gradient_of, heard, given, seen.count)
         return values * (torch.arange(seen.count, device=values.device) == 0)
 
-    with Tapper(model, sites, gradient_of=of_first_example, device=device, output=listen) as tapper:
+    options: dict[str, Any] = {"gradient_of": of_first_example, "device": device, "output": listen}
+    with Tapper(model, sites, scores=False, **options) as tapper:
         result = tapper.run(inputs, labels)
     if not _close(said[0].detach(), model_output(seen.raw, output)):
         raise CaptureError(

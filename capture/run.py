@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.checkpoints import list_checkpoints, load_into, load_weights, weights_digest
+from capture._describe import described
+from capture.checkpoints import check_weights, list_checkpoints, load_into, load_weights, weights_digest
 from capture.forecast import Forecast
 from capture.provenance import require_same_weights
 from capture.session import Session
@@ -19,6 +20,7 @@ from ndt_store.catalogue import Catalogue
 from ndt_store.errors import InvalidInputError
 from ndt_store.layout import ROOT_DOCUMENT
 from ndt_store.reader import Store
+from ndt_store.schema import as_step
 from ndt_store.storage import Storage, open_storage
 
 __all__ = ["capture", "plan"]
@@ -49,7 +51,7 @@ def capture(
         folder is one that `ndt train` filled.
     **options
         As in `Session`: layers, kinds, gradient_of, dtype, batch_size, device, compression, output, dims, model_name,
-        identity, block_nbytes, check_disk, progress.
+        identity, block_nbytes, memory, check_disk, progress.
 
     Returns
     -------
@@ -58,8 +60,15 @@ def capture(
 
     Raises
     ------
-    InvalidInputError, CaptureError, ResumeMismatchError, StorageError
-        As in `Session`; all but a full disk before the first byte is written.
+    InvalidInputError, CaptureError, ResumeMismatchError, StorageError, MemoryBudgetError, IntegrityError
+        As in `Session`, and for weights that do not fit the model or cannot be read. Names and shapes of every
+        checkpoint, and whether its file is whole, are looked at before the first byte is written.
+
+    Notes
+    -----
+    Given weights are loaded into the model and its own are put back afterwards. That writes into the parameters, so a
+    graph that was recorded before the call cannot be differentiated after it; inside a training loop use
+    `Session.capture`, which loads nothing. In-memory weights that are the model's own tensors are copied first.
 
     Examples
     --------
@@ -75,11 +84,16 @@ def capture(
     storage = open_storage(store)
     planned = [step for step, _ in steps]
     session = Session(model, data, store=storage, checkpoints=planned, **options)
+    for _, weights in steps:
+        if weights is not None:
+            check_weights(model, weights)
+    steps = [(step, _apart(model, weights)) for step, weights in steps]
     with _weights_kept(model, any(weights is not None for _, weights in steps)):
-        _check_committed(storage, model, steps)
+        compared = _check_committed(storage, model, steps)
         with session:
             for step, weights in steps:
-                if step not in session.committed:
+                # Another process may have made or filled the store since: what was not compared is, under the lock.
+                if step not in compared or step not in session.committed:
                     _load(model, weights)
                     session.capture(step)
             return session.store
@@ -103,31 +117,53 @@ def _checkpoints(
 ) -> list[tuple[int, Weights | None]]:
     if given is None:
         return [(0, None)]
+    if not isinstance(given, Iterable):
+        raise InvalidInputError(f"checkpoints is {described(given)}: expected pairs of (step, weights), or a folder.")
     pairs = list_checkpoints(given) if isinstance(given, str | os.PathLike) else list(given)
     if not pairs:
-        raise InvalidInputError(f"checkpoints is {given!r} and holds none: give pairs of (step, weights).")
+        raise InvalidInputError(f"checkpoints is {described(given)} and holds none: give pairs of (step, weights).")
     for pair in pairs:
-        if not isinstance(pair, tuple) or len(pair) != 2 or isinstance(pair[0], bool) or not isinstance(pair[0], int):
-            raise InvalidInputError(f"A checkpoint is {pair!r}: expected a pair of (step, state dict or file).")
-    steps = [step for step, _ in pairs]
+        good = isinstance(pair, tuple | list) and len(pair) == 2
+        if not good or not isinstance(pair[1], Mapping | str | os.PathLike):
+            raise InvalidInputError(
+                f"A checkpoint is {described(pair)}: expected a pair of (step, state dict or file); to capture the "
+                "model as it is, leave checkpoints out or use capture.Session."
+            )
+    known = [(as_step(step), weights) for step, weights in pairs]
+    steps = [step for step, _ in known]
     if len(set(steps)) != len(steps):
         twice = next(step for step in steps if steps.count(step) > 1)
         raise InvalidInputError(f"Checkpoint {twice} is given twice: each step has one set of weights.")
-    missing = [str(w) for _, w in pairs if isinstance(w, str | os.PathLike) and not Path(w).is_file()]
+    missing = [str(w) for _, w in known if isinstance(w, str | os.PathLike) and not Path(w).is_file()]
     if missing:
         raise InvalidInputError(f"{len(missing)} checkpoint files are not there, the first is {missing[0]}.")
-    return sorted(pairs, key=lambda pair: pair[0])
+    return sorted(known, key=lambda pair: pair[0])
 
 
-def _check_committed(storage: Storage, model: nn.Module, steps: Sequence[tuple[int, Weights | None]]) -> None:
-    """Refuse other weights for what is committed, before anything is written."""
+def _apart(model: nn.Module, weights: Weights | None) -> Weights | None:
+    """Copy weights that lie in the model's own memory, as `state_dict` gives them: loading others overwrites them."""
+    if not isinstance(weights, Mapping):
+        return weights
+    own = {_memory(tensor) for tensor in model.state_dict().values()}
+    return {name: tensor.detach().clone() if _memory(tensor) in own else tensor for name, tensor in weights.items()}
+
+
+def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _check_committed(storage: Storage, model: nn.Module, steps: Sequence[tuple[int, Weights | None]]) -> set[int]:
+    """Refuse other weights for what is committed, before anything is written; return the steps that were compared."""
     if not storage.exists(ROOT_DOCUMENT):
-        return
+        return set()
     catalogue = Catalogue.read(storage)
+    compared = set()
     for step, weights in steps:
         if step in catalogue.committed:
             _load(model, weights)
             require_same_weights(catalogue, step, weights_digest(model.state_dict()))
+            compared.add(step)
+    return compared
 
 
 def _load(model: nn.Module, weights: Weights | None) -> None:

@@ -8,41 +8,39 @@ not captured again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from capture._describe import described
 from capture.checkpoints import weights_digest
-from capture.forecast import Forecast, forecast_capture
-from capture.modelstate import model_device
-from capture.objective import GradientOf
-from capture.pipeline import BlockAssembler, HostCopies
+from capture.forecast import Forecast, forecast_capture, require_memory
+from capture.identity import callable_name, structure_digest
+from capture.modelstate import as_device, model_device
+from capture.objective import GradientOf, class_count
+from capture.passes import write_checkpoint
 from capture.probe import as_probe
-from capture.provenance import environment, name_of, report_nonfinite, require_same_weights
+from capture.provenance import environment, report_nonfinite, require_same_weights, warn_of_narrowing
 from capture.sites import discover_sites
-from capture.taps import BatchResult, Tapper
+from capture.taps import Tapper
 from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import DEFAULT_PROFILE
-from ndt_store.dims import EXAMPLE
-from ndt_store.errors import InvalidInputError
+from ndt_store.dims import GRADIENTS
+from ndt_store.errors import InvalidInputError, NdtError
 from ndt_store.layout import BLOCK_NBYTES, ROOT_DOCUMENT
 from ndt_store.planning import Tap, plan_store
-from ndt_store.progress import progress_bar
 from ndt_store.reader import Store, open_store
-from ndt_store.schema import ArraySpec, Schema, layer_path
+from ndt_store.schema import Schema, as_step
 from ndt_store.storage import Storage, open_storage
 from ndt_store.writer import StoreWriter
 
 __all__ = ["Session"]
 
 _DTYPES: Final = ("float32", "float16", "native")
-_OUTPUTS: Final = ("logits", "loss", "prediction")
 
 
 class Session:
@@ -82,6 +80,11 @@ class Session:
         What the store calls the model; by default its class.
     identity : mapping, optional
         What else makes this capture the one it is, for example the recipe's digest; compared on resume.
+    block_nbytes : int
+        Size in bytes at which blocks aim.
+    memory : int, optional
+        Bytes of host memory that batches and blocks on their way may take, beside the model; by default a quarter of
+        the machine's.
     check_disk : bool
         Refuse when the capture could take more than the disk has free.
     progress : bool
@@ -128,6 +131,7 @@ class Session:
         model_name: str | None = None,
         identity: Mapping[str, Any] | None = None,
         block_nbytes: int = BLOCK_NBYTES,
+        memory: int | None = None,
         check_disk: bool = True,
         progress: bool = True,
     ) -> None:
@@ -137,38 +141,55 @@ class Session:
             raise InvalidInputError(f"batch_size is {batch_size!r}: expected a whole number of at least 1.")
         self._model = model
         self._storage = open_storage(store)
+        self._device = model_device(model) if device is None else as_device(device)
+        wanted, asked = _names(layers, "layers"), _names(kinds, "kinds")
         self._probe = as_probe(data)
         self._batch_size = batch_size
-        self._device = model_device(model) if device is None else torch.device(device)
-        self._dtype = dtype
+        self._memory = memory
         self._check_disk = check_disk
         self._progress = progress
         self._writer: StoreWriter | None = None
         inputs, labels = next(self._probe.batches(batch_size))
         options: dict[str, Any] = {"gradient_of": gradient_of, "device": self._device, "output": output}
-        self._sites = discover_sites(model, layers, kinds, inputs, labels, dims=dims, **options)
-        self._tapper = Tapper(model, self._sites, **options)
-        self._n_classes = self._count_classes(inputs[:2], labels[:2])
+        self._sites = discover_sites(model, wanted, asked, inputs, labels, dims=dims, **options)
+        with Tapper(model, (), **options) as bare:
+            logits = bare.run(inputs[:2]).logits
+        needed = GRADIENTS in asked and gradient_of in ("label_logit", "loss")
+        n_classes = class_count(logits, self._probe.contents.labels, needed)
+        self._tapper = Tapper(model, self._sites, scores=n_classes is not None, **options)
+        if dtype == "float32":
+            warn_of_narrowing(self._sites)
         taps = [
-            Tap(site.name, site.kind, site.dims, site.shape, self._stored(site.dtype), site.module_type)
+            Tap(
+                site.name,
+                site.kind,
+                site.dims,
+                site.shape,
+                site.dtype if dtype == "native" else dtype,
+                site.module_type,
+            )
             for site in self._sites
         ]
+        wide = dtype == "native" and logits is not None and logits.dtype == torch.float64
         self._schema, self._static = plan_store(
-            checkpoints,
+            [as_step(step) for step in checkpoints],
             self._probe.contents,
             taps,
-            n_classes=self._n_classes,
+            n_classes=n_classes,
+            logits_dtype="float64" if wide else "float32",
             codec=compression,
             block_nbytes=block_nbytes,
             attrs={"title": f"{model_name or type(model).__name__} on {self._probe.name}"},
         )
         own = {
             "model": model_name or type(model).__name__,
+            "model_structure": structure_digest(model),
             "data": self._probe.name,
             "dataset_digest": self._probe.digest,
-            "layers": [layers] if isinstance(layers, str) else list(layers),
-            "kinds": [kinds] if isinstance(kinds, str) else sorted(kinds),
-            "gradient_of": name_of(gradient_of),
+            "layers": wanted,
+            "kinds": asked,
+            "gradient_of": callable_name(gradient_of),
+            "output": callable_name(output),
             "dtype": dtype,
             "batch_size": batch_size,
         }
@@ -190,6 +211,7 @@ class Session:
         return self._open_writer().committed
 
     def __enter__(self) -> Self:
+        require_memory(self._schema, self._batch_size, self._memory)
         self._require_room(self._schema)
         self._writer = StoreWriter.open(self._storage, self._schema, static=self._static, provenance=self._provenance)
         return self
@@ -218,55 +240,35 @@ class Session:
         CaptureError
             What the model emits is not what it emitted at the start of the session.
         """
+        step = as_step(step)
         writer = self._open_writer()
         digest = weights_digest(self._model.state_dict())
         if step in writer.committed:
             require_same_weights(writer.catalogue, step, digest)
             return
-        if step not in writer.schema.checkpoints:
+        added = step not in writer.schema.checkpoints
+        if added:
             self._require_room(writer.schema.with_checkpoints((step,)))
             writer.extend([step])
-        specs = [spec for spec in writer.schema.cubes if EXAMPLE in spec.dims]
-        n_batches = -(-len(self._probe) // self._batch_size)
-        with ExitStack() as scope:
-            blocks = scope.enter_context(BlockAssembler(writer, step, specs))
-            advance = scope.enter_context(progress_bar(f"checkpoint {step}", show=self._progress))
-            scope.enter_context(self._tapper)
-            copies = HostCopies(self._device)
-            for done, (inputs, labels) in enumerate(self._probe.batches(self._batch_size), 1):
-                result = self._tapper.run(inputs, labels.to(self._device))
-                _add_all(blocks, copies.exchange(self._arrays(result)))
-                advance(done, n_batches)
-            _add_all(blocks, copies.exchange(None))
-            blocks.put("weights_digest", np.asarray(digest, dtype=object))
-            blocks.finish()
-        writer.commit(step, digest)
-        report_nonfinite(writer.catalogue, step)
-
-    def _arrays(self, result: BatchResult) -> dict[str, torch.Tensor]:
-        specs = {spec.path: spec for spec in self._open_writer().schema.cubes}
-        arrays = {layer_path(name, kind): tensor for (name, kind), tensor in result.tensors.items()}
-        if self._n_classes is not None:
-            arrays.update((name, getattr(result, name)) for name in _OUTPUTS)
-        # Cast on the device: half the bytes to copy, and the CPU stays free for the writers.
-        return {path: _cast(tensor, specs[path]) for path, tensor in arrays.items()}
-
-    def _count_classes(self, inputs: torch.Tensor, labels: torch.Tensor) -> int | None:
-        with self._tapper:
-            result = self._tapper.run(inputs, labels.to(self._device))
-        if result.logits is None:
-            return None
-        n_classes = result.logits.shape[1]
-        largest = int(np.max(self._probe.contents.labels))
-        if largest >= n_classes:
-            raise InvalidInputError(
-                f"The labels run to {largest} and the model gives {n_classes} class scores: expected labels from 0 to "
-                f"{n_classes - 1}."
+        try:
+            overflowed = write_checkpoint(
+                writer,
+                step,
+                self._tapper,
+                self._probe,
+                weights_digest=digest,
+                batch_size=self._batch_size,
+                device=self._device,
+                progress=self._progress,
             )
-        return n_classes
-
-    def _stored(self, native: str) -> str:
-        return native if self._dtype == "native" else self._dtype
+            writer.commit(step, digest)
+        except BaseException:
+            if added:
+                # What went wrong says more than why its trace could not be removed, on a full disk for one.
+                with suppress(NdtError):
+                    writer.abandon(step)
+            raise
+        report_nonfinite(writer.catalogue, step, overflowed)
 
     def _open_writer(self) -> StoreWriter:
         if self._writer is None:
@@ -282,11 +284,9 @@ class Session:
             forecast_capture(remaining, self._storage.path, self._batch_size).require_room(self._storage.path)
 
 
-def _add_all(blocks: BlockAssembler, arrays: Mapping[str, NDArray[Any]]) -> None:
-    for path, rows in arrays.items():
-        blocks.add(path, rows)
-
-
-def _cast(tensor: torch.Tensor, spec: ArraySpec) -> torch.Tensor:
-    wanted: torch.dtype = getattr(torch, spec.dtype)
-    return tensor.detach().to(wanted)
+def _names(given: Iterable[str], what: str) -> list[str]:
+    """Sort names and drop repetitions: neither changes what is captured. A generator is read once, here."""
+    names = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidInputError(f"{what} is {described(given)}: expected names, as in {what}=['...'].")
+    return sorted(set(names))

@@ -9,31 +9,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
 from capture.axes import axis_of_examples, canonical_axes, check_dims
-from capture.modelstate import model_device, refuse_wrapped
+from capture.modelstate import as_device, model_device, refuse_wrapped
 from capture.naming import Site, match_layers
 from capture.objective import GradientOf, check_gradient_of
-from capture.probing import Firing, Observation, infer_dims, observe
+from capture.probing import Observation, infer_dims, observe
 from capture.rehearsal import rehearse
+from capture.site_checks import (
+    DTYPES,
+    PROBES,
+    check_example_axis,
+    check_names,
+    check_output,
+    refuse_batch_statistics,
+)
 from capture.structures import take_examples
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, EXAMPLE, GRADIENTS, HEAD, KEY, KINDS, QUERY
 from ndt_store.errors import CaptureError, InvalidInputError
 
 __all__ = ["Site", "discover_sites", "match_layers"]
-
-_PROBES: Final = (3, 2)
-
-_DTYPES: Final = {
-    torch.float16: "float16",
-    torch.bfloat16: "float32",
-    torch.float32: "float32",
-    torch.float64: "float64",
-}
 
 
 def discover_sites(
@@ -94,7 +93,7 @@ def discover_sites(
     asked = _check_kinds(kinds)
     paths = match_layers(model, patterns)
     given = _given_dims(model, dims or {})
-    place = model_device(model) if device is None else torch.device(device)
+    place = model_device(model) if device is None else as_device(device)
     first, second = (
         observe(
             model,
@@ -103,7 +102,7 @@ def discover_sites(
             keep=frozenset(paths),
             attentions=ATTENTIONS in asked,
         )
-        for count in _PROBES
+        for count in PROBES
     )
     _check_each_pattern_fires(model, patterns, first)
     order = {path: index for index, path in enumerate(paths)}
@@ -114,9 +113,9 @@ def discover_sites(
         sites += _attention_sites(model, first, second, order)
     sites.sort(key=lambda site: (order[site.path], site.call, KINDS.index(site.kind)))
     if GRADIENTS in asked:
-        _refuse_batch_statistics(first)
-    inputs = take_examples(example_inputs, _PROBES[0])
-    some_labels = torch.zeros(_PROBES[0], dtype=torch.int64) if labels is None else take_examples(labels, _PROBES[0])
+        refuse_batch_statistics(first)
+    inputs = take_examples(example_inputs, PROBES[0])
+    some_labels = torch.zeros(PROBES[0], dtype=torch.int64) if labels is None else take_examples(labels, PROBES[0])
     rehearse(model, sites, first, inputs, some_labels, gradient_of=gradient_of, device=place, output=output)
     return tuple(sites)
 
@@ -172,11 +171,11 @@ def _output_sites(
                 f"{calls_again[firing.path]} times for {second.count}, where one number was expected; leave modules "
                 "that depend on the data out of layers"
             )
-        dtype = _check_output(firing)
+        dtype = check_output(firing)
         assert firing.output is not None
         shape = tuple(firing.output.shape)
-        axis = _check_example_axis(firing, shape, shapes[firing.path, firing.call])
-        names = _check_names(firing, shape, axis, named[firing.path, firing.call])
+        axis = check_example_axis(firing, shape, shapes[firing.path, firing.call])
+        names = check_names(firing, shape, axis, named[firing.path, firing.call])
         axes = canonical_axes(names)
         several = calls[firing.path] > 1
         sites += [
@@ -200,55 +199,6 @@ def _output_sites(
     return sites
 
 
-def _described(firing: Firing) -> str:
-    return f"module {firing.path!r} ({type(firing.module).__name__})"
-
-
-def _check_output(firing: Firing) -> str:
-    tensor = firing.output
-    if tensor is None:
-        raise CaptureError(
-            f"{_described(firing)} returned no tensor where one was expected; leave it out of layers and name the "
-            "modules inside it"
-        )
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_inference():
-        raise CaptureError(
-            f"{_described(firing)} returned a nested, sparse or inference-mode tensor where a dense one was "
-            "expected; leave it out of layers"
-        )
-    if tensor.dtype not in _DTYPES:
-        raise CaptureError(
-            f"{_described(firing)} returned {tensor.dtype} where floating point was expected; leave it out of "
-            "layers, or tap a module before or after it"
-        )
-    return _DTYPES[tensor.dtype]
-
-
-def _check_example_axis(firing: Firing, shape: tuple[int, ...], again: tuple[int, ...]) -> int:
-    axis = axis_of_examples(shape, again, _PROBES)
-    if axis is None:
-        raise CaptureError(
-            f"{_described(firing)} emits shape {shape} for {_PROBES[0]} examples and {again} for {_PROBES[1]}, where "
-            "exactly one axis, of the number of examples, was expected to differ (windows or tokens folded into it?); "
-            "leave it out of layers, or tap the module that gives the examples an axis of their own"
-        )
-    return axis
-
-
-def _check_names(firing: Firing, shape: tuple[int, ...], axis: int, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    if names is None:
-        raise CaptureError(
-            f"{_described(firing)} emits shape {shape}, whose axes neither its type nor its surroundings name; say "
-            f"what they are with dims={{{firing.path!r}: (...)}}, one name an axis, example at place {axis}"
-        )
-    if len(names) != len(shape) or names[axis] != EXAMPLE:
-        raise InvalidInputError(
-            f"dims names {names} for {_described(firing)}, which emits shape {shape} with the examples at place "
-            f"{axis}; give one name an axis, as the module emits them"
-        )
-    return names
-
-
 def _attention_sites(model: nn.Module, first: Observation, second: Observation, order: Mapping[str, int]) -> list[Site]:
     attending = list(dict.fromkeys(call.path for call in first.attentions))
     if not set(attending) & set(order):
@@ -268,10 +218,10 @@ def _attention_sites(model: nn.Module, first: Observation, second: Observation, 
             continue
         module = model.get_submodule(call.path)
         shape = tuple(call.probabilities.shape)
-        if axis_of_examples(shape, again.get((call.path, call.call), ()), _PROBES) != 0:
+        if axis_of_examples(shape, again.get((call.path, call.call), ()), PROBES) != 0:
             raise CaptureError(
                 f"attention in module {call.path!r} ({type(module).__name__}) has probabilities of shape {shape} for "
-                f"{_PROBES[0]} examples and {again.get((call.path, call.call))} for {_PROBES[1]}, where (example, "
+                f"{PROBES[0]} examples and {again.get((call.path, call.call))} for {PROBES[1]}, where (example, "
                 "head, query, key) was expected; leave it out of layers for attentions"
             )
         sites.append(
@@ -281,7 +231,7 @@ def _attention_sites(model: nn.Module, first: Observation, second: Observation, 
                 module_type=type(module).__name__,
                 dims=(EXAMPLE, HEAD, QUERY, KEY),
                 shape=shape[1:],
-                dtype=_DTYPES[call.probabilities.dtype],
+                dtype=DTYPES[call.probabilities.dtype],
                 path=call.path,
                 call=call.call,
                 calls=calls[call.path],
@@ -289,12 +239,3 @@ def _attention_sites(model: nn.Module, first: Observation, second: Observation, 
             )
         )
     return sites
-
-
-def _refuse_batch_statistics(seen: Observation) -> None:
-    for firing in seen.firings:
-        if isinstance(firing.module, nn.modules.batchnorm._BatchNorm) and firing.module.running_mean is None:
-            raise CaptureError(
-                f"{_described(firing)} normalises by the statistics of the batch even in evaluation mode, so that "
-                "gradients of one example depend on the others; use track_running_stats=True, or leave gradients out"
-            )

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from capture.attention import AttentionRecorder
-from capture.modelstate import borrowed, model_device, refuse_inference_weights, refuse_wrapped
+from capture.modelstate import as_device, borrowed, model_device, refuse_inference_weights, refuse_wrapped
 from capture.naming import Site
 from capture.objective import GradientOf, check_gradient_of, class_logits, cross_entropy, model_output, scalars
 from capture.running import ModuleStack
@@ -72,6 +72,8 @@ class Tapper:
     output : callable, optional
         From what the model returns to its logits; by default the tensor returned, its ``logits``, or the first
         tensor in it.
+    scores : bool
+        Whether results hold logits, loss and prediction; without them any labels will do.
 
     Raises
     ------
@@ -107,13 +109,15 @@ class Tapper:
         gradient_of: GradientOf = "label_logit",
         device: torch.device | str | None = None,
         output: Callable[[Any], torch.Tensor] | None = None,
+        scores: bool = True,
     ) -> None:
         refuse_wrapped(model)
         self._model = model
         self._sites = tuple(sites)
         self._gradient_of = check_gradient_of(gradient_of)
-        self._device = model_device(model) if device is None else torch.device(device)
+        self._device = model_device(model) if device is None else as_device(device)
         self._extract = output
+        self._scores = scores
         self._gradients = any(site.kind == GRADIENTS for site in self._sites)
         if self._gradients:
             refuse_inference_weights(model)
@@ -206,7 +210,7 @@ class Tapper:
         for site in self._sites:
             found = {ACTIVATIONS: self._kept, GRADIENTS: gradients, ATTENTIONS: attentions}[site.kind]
             tensors[site.name, site.kind] = site.hand_out(found[site.path, site.call], count)
-        logits = class_logits(output.detach(), count)
+        logits = class_logits(output.detach(), count) if self._scores else None
         return BatchResult(
             logits=logits.float() if logits is not None and logits.dtype == torch.bfloat16 else logits,
             loss=cross_entropy(logits, labels),

@@ -27,6 +27,7 @@ from capture._reproducible import deterministic, mode
 from capture._training_state import TrainingLog, TrainingState, load_training_log, locked
 from capture.checkpoints import checkpoint_path, weights_digest
 from capture.data import ImageData
+from capture.modelstate import as_device
 from capture.recipe import Recipe, TrainingRecipe
 from capture.schedule import checkpoint_steps
 from ndt_store.errors import CaptureError, InvalidInputError
@@ -79,13 +80,12 @@ def train_recipe(
     ----------
     recipe : Recipe
     save : path
-        Training folder. Its identity is the recipe's seed and tables ``model``, ``data`` and ``training``;
-        what is captured later may change.
+        Its identity is the recipe's seed and tables ``model``, ``data``, ``training``; what is captured may change.
     data_dir : path, optional
         See `capture.data.load_data`.
     device : str or torch.device
         Where to train. Initial weights are always drawn on the CPU.
-    progress : callable, optional
+    progress
         See `train`.
 
     Raises
@@ -93,8 +93,8 @@ def train_recipe(
     NdtError
         As `train`, `capture.data.load_data` and `capture.models.build_model` do.
     """
-    data = recipe.training_data(data_dir)
-    model = recipe.build_model(data).to(device)
+    place, data = as_device(device), recipe.training_data(data_dir)
+    model = recipe.build_model(data).to(place)
     tables = recipe.model_dump(mode="json", include={"model", "data"})
     return train(
         recipe.training,

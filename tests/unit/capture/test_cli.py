@@ -105,3 +105,20 @@ def test_an_unknown_recipe_is_one_sentence(folder, capsys):
     code, _, err = run(capsys, "train", "nonsense")
     assert code == 2
     assert "nonsense" in err
+
+
+@pytest.mark.parametrize("command", ["train", "capture"])
+def test_an_unusable_device_is_one_sentence(folder, capsys, command):
+    code, out, err = run(capsys, command, "tiny.toml", "--device", "bogus")
+    assert (code, out) == (2, "")
+    assert "device is 'bogus', which cannot be used here" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_recipe_cannot_name_a_place_outside_its_folder(folder, capsys):
+    (folder / "tiny.toml").write_text(RECIPE.replace('"tiny"', '"../../escaped"'))
+    code, _, err = run(capsys, "train", "tiny.toml")
+    assert code == 2
+    assert 'name is "../../escaped", expected 1 to' in err
+    assert "without slashes" in err
+    assert [path.name for path in folder.iterdir()] == ["tiny.toml"]

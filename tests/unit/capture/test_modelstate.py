@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from capture.modelstate import borrowed, refuse_wrapped
+from capture.modelstate import as_device, borrowed, refuse_wrapped
 from capture.sites import discover_sites
 from capture.taps import Tapper
-from ndt_store.errors import CaptureError
+from ndt_store.errors import CaptureError, InvalidInputError
 
 from .model_zoo import MLP, Noisy, SelfAttention, TokenClassifier, seeded
 
@@ -118,18 +118,46 @@ def test_tapper__leaves_attending_models_as_found_also_after_an_exception():
         tapper.run(torch.randn(3, 5, 7), torch.zeros(3, dtype=torch.int64))
 
 
-def test_tapper__keeps_hooks_and_autocast_of_the_caller():
+def test_tapper__keeps_hooks_of_the_caller():
     model = seeded(MLP)
     calls = []
     model.net[0].register_forward_hook(lambda *_: calls.append(1))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        sites = discover_sites(model, ["net.0"], ["activations"], torch.randn(3, 6))
-        calls.clear()
-        with left_as_found(model), Tapper(model, sites) as tapper:
-            tensor = tapper.run(torch.randn(3, 6)).tensors["net.0", "activations"]
+    sites = discover_sites(model, ["net.0"], ["activations"], torch.randn(3, 6))
+    calls.clear()
+    with left_as_found(model), Tapper(model, sites) as tapper:
+        tapper.run(torch.randn(3, 6))
     assert calls == [1]
-    assert tensor.dtype == torch.float32
+
+
+def test_tapper__computes_what_it_computes_without_the_callers_autocast():
+    model, x = seeded(MLP), torch.randn(3, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.net[0](x).dtype == torch.bfloat16
+        sites = discover_sites(model, ["net.0"], ["activations"], x)
+        with left_as_found(model), Tapper(model, sites) as tapper:
+            tensor = tapper.run(x).tensors["net.0", "activations"]
+    assert sites[0].dtype == "float32"
+    assert torch.equal(tensor, model.net[0](x).detach())
+
+
+def test_tapper__keeps_autocast_of_the_models_own():
+    class Mixed(MLP):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(x)
+
+    model, x = seeded(Mixed), torch.randn(3, 6)
+    with Tapper(model, discover_sites(model, ["net.0"], ["activations"], x)) as tapper:
+        tensor = tapper.run(x).tensors["net.0", "activations"]
     assert torch.equal(tensor, tensor.bfloat16().float())
+    assert not torch.equal(tensor, model.net[0](x).detach())
+
+
+@pytest.mark.parametrize("device", ["bogus", "cuda:99", "meta", 3.5])
+def test_as_device__raises_one_sentence_on_what_is_not_there(device):
+    with pytest.raises(InvalidInputError, match=rf"^device is '{device}', which cannot be used here") as caught:
+        as_device(device)
+    assert "\n" not in str(caught.value)
 
 
 def test_tapper__computes_no_gradient_of_a_parameter():

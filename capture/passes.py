@@ -1,0 +1,97 @@
+"""One checkpoint: every batch of the probe set through the tapped model, cast, copied and cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from capture.pipeline import BlockAssembler, HostCopies
+from capture.probe import Probe
+from capture.taps import BatchResult, Tapper
+from ndt_store.dims import EXAMPLE
+from ndt_store.progress import progress_bar
+from ndt_store.schema import ArraySpec, layer_path
+from ndt_store.writer import StoreWriter
+
+__all__ = ["OUTPUTS", "write_checkpoint"]
+
+OUTPUTS: Final = ("logits", "loss", "prediction")
+"""What is stored of the model's output, at the root, where it is class scores."""
+
+
+def write_checkpoint(
+    writer: StoreWriter,
+    step: int,
+    tapper: Tapper,
+    probe: Probe,
+    *,
+    weights_digest: str,
+    batch_size: int,
+    device: torch.device,
+    progress: bool,
+) -> dict[str, int]:
+    """Write every block of a planned checkpoint; the caller commits it.
+
+    Returns
+    -------
+    dict of str to int
+        By array path, how many finite values became infinite in the type they are stored as; without zeros.
+
+    Raises
+    ------
+    CaptureError
+        The probe set has changed since it was first read, or the model emits something else than at discovery.
+    """
+    specs = [spec for spec in writer.schema.cubes if EXAMPLE in spec.dims]
+    casts = _Casts(specs)
+    n_batches = -(-len(probe) // batch_size)
+    with ExitStack() as scope:
+        blocks = scope.enter_context(BlockAssembler(writer, step, specs))
+        advance = scope.enter_context(progress_bar(f"checkpoint {step}", show=progress))
+        scope.enter_context(tapper)
+        copies = HostCopies(device)
+        for done, (inputs, labels) in enumerate(probe.batches(batch_size), 1):
+            result = tapper.run(inputs, labels.to(device))
+            _add_all(blocks, copies.exchange(casts.of(result)))
+            advance(done, n_batches)
+        _add_all(blocks, copies.exchange(None))
+        blocks.put("weights_digest", np.asarray(weights_digest, dtype=object))
+        blocks.finish()
+    return casts.overflowed()
+
+
+class _Casts:
+    """Brings results to the types they are stored as, on the device, and counts what does not fit."""
+
+    def __init__(self, specs: Sequence[ArraySpec]) -> None:
+        self._wanted: dict[str, torch.dtype] = {spec.path: getattr(torch, spec.dtype) for spec in specs}
+        self._overflowed: dict[str, torch.Tensor] = {}
+
+    def of(self, result: BatchResult) -> dict[str, torch.Tensor]:
+        arrays = {layer_path(name, kind): tensor for (name, kind), tensor in result.tensors.items()}
+        arrays.update((name, tensor) for name in OUTPUTS if (tensor := getattr(result, name)) is not None)
+        # Cast on the device: half the bytes to copy, and the CPU stays free for the writers.
+        return {path: self._cast(path, tensor.detach()) for path, tensor in arrays.items()}
+
+    def overflowed(self) -> dict[str, int]:
+        counts = {path: int(count) for path, count in self._overflowed.items()}
+        return {path: count for path, count in counts.items() if count}
+
+    def _cast(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
+        wanted = self._wanted[path]
+        stored = tensor.to(wanted)
+        if wanted.is_floating_point and torch.finfo(wanted).max < torch.finfo(tensor.dtype).max:
+            # Summed on the device, because reading a number from it would wait for the pass.
+            lost = stored.isinf().sum() - tensor.isinf().sum()
+            self._overflowed[path] = lost + self._overflowed[path] if path in self._overflowed else lost
+        return stored
+
+
+def _add_all(blocks: BlockAssembler, arrays: Mapping[str, NDArray[Any]]) -> None:
+    for path, rows in arrays.items():
+        blocks.add(path, rows)
