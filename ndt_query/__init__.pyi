@@ -12,6 +12,7 @@ from .inference import (
     paired_permutation_test,
     permutation_null,
 )
+from .performance import performance
 from .report import report
 from .selectivity import class_means, selectivity_index
 from .summary import summary
@@ -30,6 +31,7 @@ __all__ = [
     "neuron_importance",
     "newly_active_units",
     "paired_permutation_test",
+    "performance",
     "permutation_null",
     "plot",
     "report",

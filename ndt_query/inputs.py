@@ -20,6 +20,7 @@ __all__ = [
     "LabelsLike",
     "as_classes",
     "canonical",
+    "class_name",
     "example_ids",
     "one_of",
     "require_count",
@@ -170,6 +171,13 @@ def _matched(acts: xr.DataArray, labels: xr.DataArray) -> NDArray[Any]:
         )
     matched: NDArray[Any] = np.asarray(labels.values)[place]
     return matched
+
+
+def class_name(labels: xr.DataArray, label: Any) -> str:
+    """Return the name of a class, from the attribute ``class_names`` of the labels; the label itself without it."""
+    names = labels.attrs.get("class_names", ())
+    position = int(label) if isinstance(label, int | float | np.integer | np.floating) and label == label // 1 else -1
+    return str(names[position]) if 0 <= position < len(names) else str(label)
 
 
 def require_steps(acts: xr.DataArray, steps: Iterable[int]) -> None:

@@ -20,7 +20,17 @@ import xarray as xr
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, LAYER, LAYERS_GROUP
 from ndt_store.errors import InvalidInputError, NotFoundError
 
-__all__ = ["OneLayer", "StoreLike", "Whole", "described", "each_layer", "per_layer", "per_unit"]
+__all__ = [
+    "OneLayer",
+    "RootLike",
+    "StoreLike",
+    "Whole",
+    "described",
+    "each_layer",
+    "per_layer",
+    "per_unit",
+    "root_dataset",
+]
 
 P = ParamSpec("P")
 LABEL_COORDS: Final = ("label", "split")
@@ -40,6 +50,29 @@ class StoreLike(Protocol):
 
 OneLayer: TypeAlias = xr.DataArray | xr.Dataset
 Whole: TypeAlias = StoreLike | xr.DataTree | Mapping[str, xr.DataArray] | Mapping[str, xr.Dataset]
+
+
+RootLike: TypeAlias = StoreLike | xr.DataTree | xr.Dataset
+
+
+def root_dataset(data: Any) -> xr.Dataset:
+    """Return what lies at the root of a store or tree: labels, inputs and what the model put out; empty for a mapping.
+
+    Raises
+    ------
+    InvalidInputError
+        `data` is nothing of the kind.
+    """
+    if isinstance(data, xr.DataTree):
+        return data.to_dataset()
+    if isinstance(data, xr.Dataset):
+        return data
+    if isinstance(getattr(data, "root", None), xr.Dataset):
+        root: xr.Dataset = data.root
+        return root
+    if isinstance(data, Mapping):
+        return xr.Dataset()
+    raise InvalidInputError(f"Expected a Store, a DataTree or a Dataset: got {type(data).__name__}.")
 
 
 class PerUnit(Protocol[P]):

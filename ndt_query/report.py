@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a store: what it is, one table, four figures, and how each number was made."""
+"""One self-contained HTML page about a store: what it is, one table, its figures, and how each number was made."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from matplotlib.figure import Figure
 
 from ndt_query.activity import dead_units, top_examples
 from ndt_query.geometry import dimensionality
-from ndt_query.layers import StoreLike, each_layer
+from ndt_query.inputs import class_name
+from ndt_query.layers import Whole, each_layer, root_dataset
+from ndt_query.performance import NEEDED, performance
 from ndt_query.plot import activations as unit_figures
 from ndt_query.plot import measures as measure_figures
 from ndt_query.plot.style import styled
 from ndt_query.selectivity import selectivity_index
 from ndt_query.summary import summary
 from ndt_store.dims import CHECKPOINT, LAYER, UNIT
-from ndt_store.errors import NotFoundError
+from ndt_store.errors import NotFoundError, StorageError
 
 __all__ = ["report"]
 
@@ -36,6 +38,9 @@ PAGE: Final = "index.html"
 N_PERMUTATIONS: Final = 500
 N_UNITS: Final = 6
 N_RANKS: Final = 10
+LEAST_RATE: Final = 0.01
+"""Fraction of examples in which a unit has to fire to be pictured."""
+
 POSITIONS: Final = "mean"
 MAX_TEXT: Final = 300
 CSS_PIXELS: Final = 110
@@ -55,15 +60,16 @@ class Findings:
 
 
 def report(
-    store: Any, out_dir: str | Path, *, progress: Progress | None = None, memory: int | str | None = None
+    store: Whole, out_dir: str | Path, *, progress: Progress | None = None, memory: int | str | None = None
 ) -> Path:
     """Write one HTML page about a store.
 
     Parameters
     ----------
-    store : Store
+    store : Store, DataTree or mapping of layers
         With at least one committed checkpoint and one layer of activations. Labels are needed for the part on
-        selectivity, inputs for the pictures; what is not there is left out and the page says so.
+        selectivity, inputs for the pictures, loss and predictions for the part on performance; what is not there is
+        left out, and the page says so of selectivity.
     out_dir : str or Path
         Folder of the page, made where missing; an older page in it is replaced.
     progress : callable, optional
@@ -75,6 +81,13 @@ def report(
     -------
     Path
         The page, ``index.html``. It loads nothing from anywhere, and its content policy allows no script.
+
+    Raises
+    ------
+    NotFoundError
+        There is no layer of activations, or no committed checkpoint.
+    StorageError
+        The page cannot be written.
 
     Notes
     -----
@@ -100,18 +113,23 @@ def report(
         n=n,
         rate_bound=f"{1 - 0.05 ** (1 / n):.2%}",
         n_permutations=N_PERMUTATIONS,
+        least_rate=f"{LEAST_RATE:.0%}",
         has_labels=bool(findings.selectivity),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         software=f"ndt-activations {version('ndt-activations')}",
     )
-    folder = Path(out_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / PAGE
-    target.write_text(page, encoding="utf-8")
+    target = Path(out_dir) / PAGE
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(
+            f"The report cannot be written to {target}: {error.strerror}; give another folder."
+        ) from error
     return target
 
 
-def _findings(store: StoreLike, progress: Progress | None, memory: int | str | None) -> Findings:
+def _findings(store: Whole, progress: Progress | None, memory: int | str | None) -> Findings:
     layers = dict(each_layer(store))
     if any(acts.sizes.get(CHECKPOINT, 0) == 0 for acts in layers.values()):
         raise NotFoundError("The store has no committed checkpoint to report on: capture one first.")
@@ -136,45 +154,47 @@ def _findings(store: StoreLike, progress: Progress | None, memory: int | str | N
     )
 
 
-def _figures(store: StoreLike, findings: Findings, memory: int | str | None) -> list[dict[str, str]]:
+def _figures(store: Whole, findings: Findings, memory: int | str | None) -> list[dict[str, str]]:
     dead, selective = (xr.DataTree.from_dict(results) for results in (findings.dead, findings.selectivity))
-    figures = [
+    figures = []
+    root = root_dataset(store)
+    if all(name in root.variables for name in NEEDED):
+        figures.append(_image("performance", measure_figures.performance(performance(root))))
+    figures += [
         _image("dimension", measure_figures.dimensionality(findings.dimension)),
         _image("dead", unit_figures.dead_units(dead)),
     ]
     if findings.selectivity:
-        measure = _selectivity_measure(findings)
-        figures.append(_image("selectivity", measure_figures.selectivity(selective, measure=measure)))
-        pictured = _pictured(store, findings, measure, memory)
+        figures.append(_image("selectivity", measure_figures.selectivity(selective)))
+        pictured = _pictured(store, findings, memory)
         if pictured is not None:
             figures.append(_image("examples", pictured))
     return figures
 
 
-def _selectivity_measure(findings: Findings) -> str:
-    defined = all(bool(one["selectivity_index"].notnull().any()) for one in findings.selectivity.values())
-    return "selectivity_index" if defined else "auroc"
-
-
-def _pictured(store: Any, findings: Findings, measure: str, memory: int | str | None) -> Figure | None:
-    root = getattr(store, "root", None)
-    if root is None or "input" not in root or root["input"].ndim not in (2, 3, 4):
+def _pictured(store: Whole, findings: Findings, memory: int | str | None) -> Figure | None:
+    """Draw what drives the units with the largest AUROC, of those that are selective and fire often enough to tell."""
+    root = root_dataset(store)
+    if "input" not in root or root["input"].ndim not in (2, 3, 4):
         return None
     candidates = []
     for layer, found in findings.selectivity.items():
         last = found.isel({CHECKPOINT: -1})
-        scores = np.where(last["q_value"] < 0.05, last[measure], -np.inf)
+        fires = findings.dead[layer]["firing_rate"].isel({CHECKPOINT: -1}) >= LEAST_RATE
+        scores = np.where((last["q_value"] < 0.05) & fires, last["auroc"], -np.inf)
         for unit in np.argsort(-scores, kind="stable")[:2]:
             if np.isfinite(scores[unit]):
-                candidates.append((float(scores[unit]), layer, int(unit), str(last["preferred_class"].values[unit])))
-    candidates.sort(reverse=True)
+                candidates.append((float(scores[unit]), layer, int(unit), last["preferred_class"].values[unit]))
+    candidates.sort(key=lambda candidate: -candidate[0])
     if not candidates:
         return None
     results, titles = [], []
-    for score, layer, unit, _ in candidates[:N_UNITS]:
-        acts = store[layer]["activations"].isel({CHECKPOINT: -1, UNIT: [unit]})
+    layers = dict(each_layer(store))
+    for score, layer, unit, preferred in candidates[:N_UNITS]:
+        acts = layers[layer].isel({CHECKPOINT: -1, UNIT: [unit]})
+        name = class_name(acts["label"], preferred)
         results.append(top_examples(acts, N_RANKS, memory=memory).isel({UNIT: 0}).compute())
-        titles.append(f"{layer}\nunit {acts[UNIT].values[0]}\n{measure_figures.NAMES[measure]} {score:.2f}")
+        titles.append(f"{layer[-20:]}, unit {acts[UNIT].values[0]}\n{name[:20]}\nAUROC {score:.3f}")
     return unit_figures.top_examples(results, root["input"], titles=titles, labels=root.get("label"))
 
 
@@ -188,9 +208,8 @@ def _image(kind: str, figure: Figure) -> dict[str, str]:
     return {"kind": kind, "width": str(width), "source": f"data:image/svg+xml;base64,{source}"}
 
 
-def _title(store: Any) -> str:
-    root = getattr(store, "root", None)
-    title = root.attrs.get("title") if root is not None else None
+def _title(store: Whole) -> str:
+    title = root_dataset(store).attrs.get("title")
     return str(title or Path(str(getattr(store, "path", "store"))).name)[:MAX_TEXT]
 
 

@@ -9,14 +9,16 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from ndt_query.inputs import class_name
 from ndt_query.plot.style import (
     DOUBLE_COLUMN,
     SINGLE_COLUMN,
     layer_colours,
     layer_legend,
+    percent_axis,
+    plain,
     results_by_layer,
     step_axis,
     styled,
@@ -50,10 +52,11 @@ def dead_units(result: xr.Dataset | xr.DataTree) -> Figure:
     axes = figure.add_subplot()
     for name, part in parts.items():
         steps = part[CHECKPOINT].values
-        axes.plot(steps, part["dead"].mean("unit"), marker="o", color=colours[name], label=name, clip_on=False)
-    step_axis(axes, steps)
+        dead = part["dead"].mean("unit")
+        axes.plot(steps, dead, marker="o", color=colours[name], label=plain(name), clip_on=False)
+    step_axis(axes, steps, 2.8)
     axes.set_ylim(0, max(0.05, axes.get_ylim()[1]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if axes.get_ylim()[1] > 0.05 else 1))
+    percent_axis(axes)
     axes.set_ylabel("dead units")
     n = next(iter(parts.values())).attrs.get("n_examples")
     if n:
@@ -78,7 +81,7 @@ def top_examples(
     titles : sequence of str
         One for each unit.
     labels : DataArray (example,), optional
-        Shown under each picture beside the activation.
+        Shown under each picture beside the activation, by name where the attribute ``class_names`` has one.
 
     Returns
     -------
@@ -106,14 +109,14 @@ def top_examples(
     for row, (one, title) in enumerate(zip(results, titles, strict=True)):
         name = figure.add_subplot(grid[row, 0])
         name.set_axis_off()
-        name.text(0, 0.5, title, va="center", fontsize=7, transform=name.transAxes)
+        name.text(0, 0.5, plain(title, 200), va="center", fontsize=7, transform=name.transAxes)
         for rank in range(one.sizes["rank"]):
             axes = figure.add_subplot(grid[row, rank + 1])
             example = one[EXAMPLE].values[rank]
             _draw_input(axes, shown.sel({EXAMPLE: example}).values, low, high)
             text = f"{one['value'].values[rank]:.3g}"
             if labels is not None:
-                text += f"\n{labels.sel({EXAMPLE: example}).item()}"
+                text += "\n" + plain(class_name(labels, labels.sel({EXAMPLE: example}).item()), 12)
             axes.set_xlabel(text, fontsize=5.5, labelpad=1.5, linespacing=1.0)
     return figure
 

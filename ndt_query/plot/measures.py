@@ -1,4 +1,4 @@
-"""Figures of measures over training: dimension with intervals, and the distribution of selectivity."""
+"""Figures of measures over training: dimension and performance with intervals, the distribution of selectivity."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from ndt_query.plot.style import (
     SINGLE_COLUMN,
     layer_colours,
     layer_legend,
+    percent_axis,
+    plain,
     results_by_layer,
     step_axis,
     styled,
 )
 from ndt_store.dims import CHECKPOINT
 
-__all__ = ["dimensionality", "selectivity"]
+__all__ = ["dimensionality", "performance", "selectivity"]
 
 NAMES: Final = {
     "stable_rank": "stable rank",
@@ -41,7 +43,7 @@ NAMES: Final = {
     "auroc": "AUROC",
 }
 LEVEL: Final = 0.05
-COLUMNS: Final = 4
+COLUMNS: Final = 5
 
 
 @styled
@@ -70,8 +72,8 @@ def dimensionality(result: xr.Dataset, *, measure: str = "participation_ratio") 
         axes.fill_between(
             steps, part[f"{measure}_low"], part[f"{measure}_high"], color=colours[name], alpha=0.18, linewidth=0
         )
-        axes.plot(steps, part[measure], marker="o", color=colours[name], label=name)
-    step_axis(axes, result[CHECKPOINT].values)
+        axes.plot(steps, part[measure], marker="o", color=colours[name], label=plain(name))
+    step_axis(axes, result[CHECKPOINT].values, 2.8)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(NAMES[measure])
     parameters = json.loads(result.attrs.get("parameters", "{}"))
@@ -82,57 +84,104 @@ def dimensionality(result: xr.Dataset, *, measure: str = "participation_ratio") 
 
 
 @styled
-def selectivity(result: xr.Dataset | xr.DataTree, *, measure: str = "selectivity_index") -> Figure:
+def performance(result: xr.Dataset) -> Figure:
+    """Draw loss and accuracy on the probe set over training, with their intervals.
+
+    Parameters
+    ----------
+    result : Dataset (checkpoint,)
+        From `ndt_query.performance`.
+
+    Returns
+    -------
+    Figure
+        Two small panels side by side.
+    """
+    part = next(iter(results_by_layer(result).values()))
+    steps = part[CHECKPOINT].values
+    figure = Figure(figsize=(4.8, 1.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, name, colour in ((left, "loss", OKABE_ITO[1]), (right, "accuracy", OKABE_ITO[0])):
+        axes.fill_between(steps, part[f"{name}_low"], part[f"{name}_high"], color=colour, alpha=0.18, linewidth=0)
+        axes.plot(steps, part[name], marker="o", color=colour)
+        axes.set_ylabel(name)
+        step_axis(axes, steps, 1.8)
+    left.set_ylim(bottom=0)
+    right.set_ylim(0, 1.02)
+    percent_axis(right)
+    return figure
+
+
+@styled
+def selectivity(result: xr.Dataset | xr.DataTree, *, measure: str = "auto") -> Figure:
     """Draw the distribution of selectivity over units and training, a panel for each layer.
 
     Parameters
     ----------
     result : Dataset (checkpoint, unit) or DataTree
         From `ndt_query.selectivity_index`.
-    measure : {"selectivity_index", "d_prime", "auroc"}
-        The index is NaN for signed layers, which the other two serve.
+    measure : {"auto", "selectivity_index", "d_prime", "auroc"}
+        The index is NaN for signed units. ``"auto"`` draws it, and the AUROC for layers in which it is not defined for
+        most units that vary, at most checkpoints.
 
     Returns
     -------
     Figure
-        Double column. Above: median, quartiles and the 5th to 95th percentile of units whose measure is defined. Below:
-        the fraction of all units with q < 0.05, where there are p values.
+        At most double column. Above: median, quartiles and the 5th to 95th percentile of units whose measure is
+        defined; panels of the same measure share an axis. Below: the fraction of all units with q < 0.05, where there
+        are p values.
     """
-    one_of("measure", measure, ("selectivity_index", "d_prime", "auroc"))
+    one_of("measure", measure, ("auto", "selectivity_index", "d_prime", "auroc"))
     parts = results_by_layer(result)
     tested = any(bool(part["q_value"].notnull().any()) for part in parts.values())
-    n_columns = min(COLUMNS, len(parts))
+    n_columns = _columns(len(parts))
     n_rows = math.ceil(len(parts) / n_columns)
-    height = 1.55 + 0.85 * tested
-    figure = Figure(figsize=(DOUBLE_COLUMN, height * n_rows + 0.25), layout="constrained")
-    grid = figure.add_gridspec(n_rows * (1 + tested), n_columns, height_ratios=([1.6, 1] if tested else [1]) * n_rows)
-    top: Any = None
-    bottom: Any = None
+    width = min(DOUBLE_COLUMN, 2.2 * n_columns + 0.6)
+    rows = [1.6, 1] if tested else [1]
+    figure = Figure(figsize=(width, (1.55 + 0.85 * tested) * n_rows + 0.25), layout="constrained")
+    grid = figure.add_gridspec(n_rows * len(rows), n_columns, height_ratios=rows * n_rows)
+    panel = (width - 0.6) / n_columns - 0.15
+    upper: dict[str, Any] = {}
+    lower: Any = None
+    left = ""
     for place, (name, part) in enumerate(parts.items()):
         row, column = divmod(place, n_columns)
-        axes = figure.add_subplot(grid[row * (1 + tested), column], sharey=top)
-        top = top or axes
+        drawn = _defined_measure(part) if measure == "auto" else measure
+        axes = figure.add_subplot(grid[row * len(rows), column], sharey=upper.get(drawn))
+        upper.setdefault(drawn, axes)
         steps = part[CHECKPOINT].values
-        _bands(axes, steps, part[measure].values)
-        axes.set_title(f"{name}  ({part.sizes['unit']} units)")
-        axes.tick_params(labelleft=column == 0)
-        if column == 0:
-            axes.set_ylabel(NAMES[measure])
-        step_axis(axes, steps, label=not tested)
+        _bands(axes, steps, part[drawn].values)
+        axes.set_title(f"{plain(name, 20)}  ({part.sizes['unit']} units)")
+        named = column == 0 or drawn != left
+        left = drawn
+        axes.tick_params(labelleft=named, labelbottom=not tested)
+        axes.set_ylabel(NAMES[drawn] if named else "")
+        step_axis(axes, steps, panel, label=not tested)
         if tested:
-            axes.tick_params(labelbottom=False)
-            lower = figure.add_subplot(grid[row * 2 + 1, column], sharey=bottom)
-            bottom = bottom or lower
+            lower = figure.add_subplot(grid[row * 2 + 1, column], sharey=lower)
             lower.plot(steps, (part["q_value"] < LEVEL).mean("unit"), marker="o", color=OKABE_ITO[1])
             lower.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             lower.set_ylim(-0.04, 1.04)
             lower.tick_params(labelleft=column == 0)
-            if column == 0:
-                lower.set_ylabel(f"$q < {LEVEL}$")
-            step_axis(lower, steps)
-    handles, labels = top.get_legend_handles_labels()
+            lower.set_ylabel(f"$q < {LEVEL}$" if column == 0 else "")
+            step_axis(lower, steps, panel)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def _columns(n_panels: int) -> int:
+    """Columns that leave the fewest places empty, the most of them where that is the same."""
+    if n_panels <= COLUMNS:
+        return n_panels
+    return min(range(COLUMNS, 2, -1), key=lambda columns: -n_panels % columns)
+
+
+def _defined_measure(part: xr.Dataset) -> str:
+    # Units that never vary have neither index nor d-prime, and say nothing about the layer's sign.
+    varies = part["d_prime"].notnull()
+    defined = (part["selectivity_index"].notnull() & varies).sum("unit") * 2 >= varies.sum("unit")
+    return "selectivity_index" if bool(defined.mean() >= 0.5) else "auroc"
 
 
 def _bands(axes: Any, steps: NDArray[Any], values: NDArray[np.float64]) -> None:

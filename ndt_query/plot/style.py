@@ -6,6 +6,7 @@ Figures are made without pyplot, inside `styled`, so that nothing is left behind
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
@@ -16,12 +17,22 @@ import xarray as xr
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from ndt_store.dims import CHECKPOINT, LAYER
 from ndt_store.errors import DimensionError
 
-__all__ = ["DOUBLE_COLUMN", "OKABE_ITO", "SINGLE_COLUMN", "layer_colours", "results_by_layer", "save", "styled"]
+__all__ = [
+    "DOUBLE_COLUMN",
+    "OKABE_ITO",
+    "SINGLE_COLUMN",
+    "layer_colours",
+    "plain",
+    "results_by_layer",
+    "save",
+    "styled",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +42,13 @@ SINGLE_COLUMN: Final = 3.5
 
 DOUBLE_COLUMN: Final = 7.2
 """Inches."""
+
+FEW_STEPS: Final = 12
+DIGIT: Final = 0.062
+"""Inches of one digit of a tick's label."""
+
+LABEL_GAP: Final = 0.06
+"""Inches between two labels, at least."""
 
 OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito 2008, without the yellow that fades on white."""
@@ -129,6 +147,19 @@ def results_by_layer(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     return {name: part.compute() for name, part in parts.items()}
 
 
+def plain(text: str, longest: int = 60) -> str:
+    """Make text from a store safe to draw: no mathematics, nothing that a legend would hide, no endless names."""
+    shown = text if len(text) <= longest else text[: longest - 1] + "\u2026"
+    # matplotlib leaves labels with a leading underscore out of legends.
+    return ("\u200a" if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
+def percent_axis(axes: Axes) -> None:
+    """Make the y axis one of percentages, with ticks at round ones."""
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 6):g}%"))
+
+
 def layer_colours(names: list[str]) -> dict[str, Any]:
     """Give few layers distinct colours, and many layers a scale from the first to the last."""
     if len(names) <= len(OKABE_ITO):
@@ -137,19 +168,57 @@ def layer_colours(names: list[str]) -> dict[str, Any]:
     return dict(zip(names, scale, strict=True))
 
 
-def step_axis(axes: Axes, steps: np.ndarray[Any, Any], label: bool = True) -> None:
-    """Make the x axis one of training steps: logarithmic where they span two decades, with zero shown all the same."""
+def step_axis(axes: Axes, steps: NDArray[Any], width: float, label: bool = True) -> None:
+    """Make the x axis one of training steps: logarithmic where they span two decades, with zero shown all the same.
+
+    Parameters
+    ----------
+    axes : Axes
+        What is drawn on.
+    steps : ndarray (checkpoint,)
+        Captured steps. Ticks are at these where they are few, else at round steps, and always at the last; those whose
+        labels would touch are left out.
+    width : float
+        Of the axes, in inches, about.
+    label : bool
+        Whether to name the axis.
+    """
     positive = steps[steps > 0]
-    if positive.size and positive.max() >= 100 * positive.min():
-        threshold = float(positive.min())
-        axes.set_xscale("symlog", linthresh=threshold, linscale=0.5)
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}".replace(",", "\u2009")))
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    logarithmic = positive.size > 0 and positive.max() >= 100 * positive.min()
+    if logarithmic:
+        axes.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.5)
     axes.margins(x=0.02)
+    if len(steps) <= FEW_STEPS:
+        wanted = np.asarray(steps, dtype=np.float64)
+    elif logarithmic:
+        decades = 10.0 ** np.arange(math.ceil(math.log10(positive.min())), math.log10(positive.max()) + 1)
+        wanted = np.concatenate([[0.0], decades])
+    else:
+        wanted = np.asarray(MaxNLocator(max(2, int(width / 0.6)), integer=True).tick_values(steps.min(), steps.max()))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(axes, wanted, steps, width)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: _step_text(step)))
     if label:
         axes.set_xlabel("training step")
+
+
+def _step_text(step: float) -> str:
+    return f"{step:,.0f}".replace(",", "\u2009")
+
+
+def _apart(axes: Axes, wanted: NDArray[np.float64], steps: NDArray[Any], width: float) -> list[float]:
+    """Leave out ticks whose labels would touch; the last step goes first, then from the first on."""
+    first, last = float(steps.min()), float(steps.max())
+    inside = sorted({float(tick) for tick in wanted if first <= tick <= last} | {last})
+    scaled = axes.xaxis.get_transform().transform(np.array([first, last, *inside]))
+    inches = (scaled[2:] - scaled[0]) / ((scaled[1] - scaled[0]) or 1.0) * width
+    kept = [len(inside) - 1]
+    for place in range(len(inside) - 1):
+        reach = [(len(_step_text(inside[place])) + len(_step_text(inside[other]))) / 2 for other in kept]
+        clear = [abs(inches[place] - inches[other]) for other in kept]
+        if all(gap >= DIGIT * chars + LABEL_GAP for gap, chars in zip(clear, reach, strict=True)):
+            kept.append(place)
+    return sorted(inside[place] for place in kept)
 
 
 def layer_legend(figure: Figure, axes: Axes) -> None:

@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 import dask
 import numpy as np
 import pytest
+import xarray as xr
 
 import ndt_query as nq
-from ndt_store.errors import NotFoundError
+from ndt_query.plot import activations as unit_figures
+from ndt_store.errors import NotFoundError, StorageError
 from ndt_store.testing import simulate_store
 
 from .sources import counted
@@ -102,9 +104,10 @@ def test_report__loads_nothing_and_runs_nothing(page):
     assert 'style="' not in page
 
 
-def test_report__shows_four_figures(page):
+def test_report__shows_its_figures(page):
     images = [a for tag, a in Page(page).tags if tag == "img"]
     assert [image["alt"] for image in images] == [
+        "Loss and accuracy on the probe set",
         "Dimension of each layer over training",
         "Dead units over training",
         "Class selectivity of units over training",
@@ -154,7 +157,7 @@ def test_report__of_a_store_with_one_class_leaves_selectivity_out(tmp_path):
     store = simulate_store(tmp_path / "run.zarr", n_classes=1).store
     text = nq.report(store, tmp_path / "out").read_text()
     assert "Selectivity is left out" in text
-    assert len([1 for tag, _ in Page(text).tags if tag == "img"]) == 2
+    assert len([1 for tag, _ in Page(text).tags if tag == "img"]) == 3
 
 
 def test_report__of_one_checkpoint_and_signed_layers_still_works(tmp_path, rng):
@@ -177,3 +180,55 @@ def test_report__shows_a_dash_for_what_a_nan_hides(tmp_path, rng):
     store = simulate_store(tmp_path / "run.zarr", layers={"fc": (10,)}, planted={"layers/fc/activations": values}).store
     cells = Page(nq.report(store, tmp_path / "out").read_text()).cells
     assert [cells[i : i + 7][4:] for i in (0, 7, 14)][1] == ["–", "–", "–"]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Keep what the grid of inputs is drawn from."""
+    seen = []
+    draw = unit_figures.top_examples
+
+    def keep(results, inputs, *, titles, labels):
+        seen.append(titles)
+        return draw(results, inputs, titles=titles, labels=labels)
+
+    monkeypatch.setattr(unit_figures, "top_examples", keep)
+    return seen
+
+
+def test_report__pictures_robust_units_by_auroc_and_names_their_class(tmp_path, rng, drawn):
+    values = rng.random((1, 300, 4)).astype(np.float32)
+    third = np.arange(300) % 3 == 1
+    values[0, third, 1] += 2  # AUROC 1, index 0.7
+    values[0, third, 2] += 0.6
+    values[0, :, 3] = 0
+    values[0, [1, 4], 3] = 0.01  # index 1, but 0.7% of examples
+    store = simulate_store(
+        tmp_path / "r.zarr", checkpoints=(0,), n_examples=300, layers={"fc": (4,)},
+        planted={"layers/fc/activations": values},
+    ).store  # fmt: skip
+    text = nq.report(store, tmp_path / "out").read_text()
+    titles = drawn[0]
+    assert [title.split("\n")[0] for title in titles] == ["fc, unit 1", "fc, unit 2"]
+    assert {title.split("\n")[1] for title in titles} == {"class 1"}
+    assert titles[0].endswith("AUROC 1.000")
+    assert "fire in 1% of examples or more" in text
+
+
+def test_report__of_a_tree_is_that_of_its_store(simulated, tmp_path, drawn):
+    one = nq.report(simulated.store, tmp_path / "a").read_text()
+    two = nq.report(simulated.store.tree, tmp_path / "b").read_text()
+    assert drawn[0] == drawn[1]
+    assert Page(one).cells == Page(two).cells
+
+
+def test_report__of_a_mapping_of_layers_does_without_a_root(tmp_path, rng):
+    acts, _ = counted(rng.random((2, 12, 4)), (1, 4, 4))
+    text = nq.report({"a": acts, "b": acts}, tmp_path).read_text()
+    assert next(a["alt"] for tag, a in Page(text).tags if tag == "img") == "Dimension of each layer over training"
+
+
+def test_report__that_cannot_be_written_says_so(simulated, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        nq.report({"a": xr.DataArray(np.ones((1, 4, 2)), dims=("checkpoint", "example", "unit"))}, tmp_path / "file")

@@ -1,0 +1,88 @@
+"""How well the network does on the probe set: loss and accuracy at each checkpoint, with intervals over examples."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+from ndt_query.intervals import clopper_pearson, require_level
+from ndt_query.layers import RootLike, described, root_dataset
+from ndt_store.dims import CHECKPOINT, EXAMPLE
+from ndt_store.errors import DimensionError, NotFoundError
+
+__all__ = ["performance"]
+
+NEEDED = ("loss", "prediction", "label")
+
+
+def performance(data: RootLike, *, confidence: float = 0.95) -> xr.Dataset:
+    """Loss and accuracy on the probe set over training.
+
+    Parameters
+    ----------
+    data : Store, DataTree or Dataset
+        With ``loss`` and ``prediction`` (checkpoint, example) and ``label`` (example,), as at the root of a store.
+    confidence : float
+        Nominal level of the intervals.
+
+    Returns
+    -------
+    Dataset
+        Over (checkpoint,): ``loss``, the mean over examples, with ``loss_low`` and ``loss_high``, Student's t interval
+        of a mean; ``accuracy``, the fraction of examples with ``prediction == label``, with ``accuracy_low`` and
+        ``accuracy_high``, the exact limits of Clopper and Pearson (1934). A NaN makes that checkpoint's loss NaN.
+
+    Raises
+    ------
+    NotFoundError
+        One of the three is missing.
+    DimensionError
+        There is no example, or a variable has other dimensions.
+
+    Notes
+    -----
+    The intervals say how the numbers would vary with other examples of the same distribution, not with another seed of
+    training. One pass over two numbers an example and checkpoint, computed at once.
+
+    Examples
+    --------
+    >>> root = xr.Dataset(
+    ...     {
+    ...         "loss": (("checkpoint", "example"), [[1.0, 3.0]]),
+    ...         "prediction": (("checkpoint", "example"), [[0, 1]]),
+    ...         "label": ("example", [0, 0]),
+    ...     }
+    ... )
+    >>> found = performance(root)
+    >>> found["loss"].values.tolist(), found["accuracy"].values.tolist()
+    ([2.0], [0.5])
+    """
+    require_level(confidence)
+    root = root_dataset(data)
+    missing = [name for name in NEEDED if name not in root.variables]
+    if missing:
+        raise NotFoundError(
+            f"There is no {' and no '.join(missing)} at the root: capture a model with labelled examples."
+        )
+    for name in NEEDED:
+        expected = {EXAMPLE} if name == "label" else {CHECKPOINT, EXAMPLE}
+        if set(root[name].dims) != expected or root.sizes[EXAMPLE] == 0:
+            raise DimensionError(f"{name} has dims {root[name].dims} of sizes {root[name].shape}: expected {expected}.")
+    loss = root["loss"].transpose(CHECKPOINT, EXAMPLE).astype(np.float64).compute()
+    correct = (root["prediction"] == root["label"]).transpose(CHECKPOINT, EXAMPLE).compute()
+    n = root.sizes[EXAMPLE]
+    mean = loss.mean(EXAMPLE, skipna=False)
+    spread = loss.std(EXAMPLE, ddof=1, skipna=False) if n > 1 else xr.full_like(mean, np.nan)
+    reach = scipy.stats.t.ppf((1 + confidence) / 2, max(1, n - 1)) * spread / np.sqrt(n)
+    hits = correct.sum(EXAMPLE)
+    low, high = clopper_pearson(hits.values, n, confidence=confidence)
+    variables = {
+        "loss": mean,
+        "loss_low": mean - reach,
+        "loss_high": mean + reach,
+        "accuracy": hits / n,
+        "accuracy_low": hits.copy(data=low),
+        "accuracy_high": hits.copy(data=high),
+    }
+    return described(variables, loss, "performance on the probe set", {"confidence": confidence}, squeeze=False)
