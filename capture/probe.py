@@ -81,7 +81,7 @@ def as_probe(data: Any) -> Probe:
     if isinstance(data, ImageData):
         contents = ProbeSet(
             SteadyRows(data.inputs, data.inputs.shape, data.inputs.dtype),
-            data.labels,
+            np.array(data.labels),
             data.examples,
             [data.split] * len(data) if data.split else None,
             data.class_names,
@@ -130,6 +130,7 @@ def _probe(inputs: SteadyRows, labels: NDArray[Any], name: str, bfloat16: bool) 
     sha.update(json.dumps(["inputs", dtype, list(inputs.shape)]).encode() + b"\n")
     for start in range(0, inputs.shape[0], _DIGEST_ROWS):
         sha.update(inputs[start : start + _DIGEST_ROWS].data)
-    contents = ProbeSet(inputs, labels)
+    # A copy, because the caller may write into the labels while the session lasts.
+    contents = ProbeSet(inputs, np.array(labels))
     sha.update(b"labels\n" + np.asarray(labels).astype("<i8").tobytes())
     return Probe(contents, sha.hexdigest(), name, bfloat16)

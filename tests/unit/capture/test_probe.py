@@ -170,6 +170,16 @@ def test_a_session__raises_when_the_callers_array_was_written_to(tmp_path, net):
     assert open_store(tmp_path / "s").checkpoints.tolist() == [0, 2]
 
 
+def test_labels_are_those_of_the_beginning(tmp_path, net):
+    labels = Y.copy()
+    with capture.Session(net, (X, labels), store=tmp_path / "s", layers=["0"], progress=False) as session:
+        labels[:] = 0
+        session.capture(0)
+    root = open_store(tmp_path / "s").root
+    expected = nn.functional.cross_entropy(net(torch.from_numpy(X)), torch.from_numpy(Y), reduction="none")
+    np.testing.assert_allclose(root.loss.values[0], expected.detach().numpy(), rtol=1e-6)
+
+
 def test_image_data_that_was_written_to_is_refused_as_well(tmp_path, net):
     images = ImageData(X.reshape(6, 1, 1, 4).copy(), Y, ("a", "b", "c"), "images", np.arange(6))
     flat = nn.Sequential(nn.Flatten(), net)
