@@ -180,7 +180,10 @@ def clopper_pearson(
     0.0295
     """
     one_of("side", side, ("two-sided", "upper", "lower"))
-    successes, trials = np.broadcast_arrays(np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64))
+    try:
+        successes, trials = np.broadcast_arrays(np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64))
+    except ValueError as failure:
+        raise DimensionError(f"k has shape {np.shape(k)} and n {np.shape(n)}: give shapes that broadcast.") from failure
     if (successes < 0).any() or (successes > trials).any() or (trials < 1).any():
         raise InvalidInputError("clopper_pearson needs 0 <= k <= n and n >= 1: got counts outside of that.")
     error = (1 - require_level(confidence)) / (2 if side == "two-sided" else 1)

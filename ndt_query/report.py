@@ -155,17 +155,16 @@ def _findings(store: Whole, progress: Progress | None, memory: int | str | None)
 
 
 def _figures(store: Whole, findings: Findings, memory: int | str | None) -> list[dict[str, str]]:
-    dead, selective = (xr.DataTree.from_dict(results) for results in (findings.dead, findings.selectivity))
     figures = []
     root = root_dataset(store)
     if all(name in root.variables for name in NEEDED):
         figures.append(_image("performance", measure_figures.performance(performance(root))))
     figures += [
         _image("dimension", measure_figures.dimensionality(findings.dimension)),
-        _image("dead", unit_figures.dead_units(dead)),
+        _image("dead", unit_figures.dead_units(findings.dead)),
     ]
     if findings.selectivity:
-        figures.append(_image("selectivity", measure_figures.selectivity(selective)))
+        figures.append(_image("selectivity", measure_figures.selectivity(findings.selectivity)))
         pictured = _pictured(store, findings, memory)
         if pictured is not None:
             figures.append(_image("examples", pictured))

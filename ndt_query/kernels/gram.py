@@ -178,8 +178,8 @@ def merge_scatter(left: Scatter, right: Scatter) -> Scatter:
     with np.errstate(invalid="ignore", over="ignore"):
         mean = left.mean + (right.mean - left.mean) * (right.n / np.maximum(n, 1))[..., None]
         a, b = _about(left, mean), _about(right, mean)
-    nan_count = left.nan_count + right.nan_count
-    return Scatter(n, mean, a.cubic + b.cubic, a.matrix + b.matrix, a.fourth + b.fourth, nan_count)
+        nan_count = left.nan_count + right.nan_count
+        return Scatter(n, mean, a.cubic + b.cubic, a.matrix + b.matrix, a.fourth + b.fourth, nan_count)
 
 
 def merge_rows(left: Rows, right: Rows) -> Rows:

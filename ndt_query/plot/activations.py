@@ -15,6 +15,7 @@ from ndt_query.inputs import class_name
 from ndt_query.plot.style import (
     DOUBLE_COLUMN,
     SINGLE_COLUMN,
+    Result,
     layer_colours,
     layer_legend,
     percent_axis,
@@ -33,12 +34,12 @@ CELL: Final = 0.62
 
 
 @styled
-def dead_units(result: xr.Dataset | xr.DataTree) -> Figure:
+def dead_units(result: Result) -> Figure:
     """Draw the fraction of units that never fire, over training, a line for each layer.
 
     Parameters
     ----------
-    result : Dataset (checkpoint, unit) or DataTree
+    result : Dataset (checkpoint, unit), DataTree or mapping of layers to Datasets
         From `ndt_query.dead_units`.
 
     Returns

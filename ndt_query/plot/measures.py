@@ -18,6 +18,7 @@ from ndt_query.plot.style import (
     DOUBLE_COLUMN,
     OKABE_ITO,
     SINGLE_COLUMN,
+    Result,
     layer_colours,
     layer_legend,
     percent_axis,
@@ -113,12 +114,12 @@ def performance(result: xr.Dataset) -> Figure:
 
 
 @styled
-def selectivity(result: xr.Dataset | xr.DataTree, *, measure: str = "auto") -> Figure:
+def selectivity(result: Result, *, measure: str = "auto") -> Figure:
     """Draw the distribution of selectivity over units and training, a panel for each layer.
 
     Parameters
     ----------
-    result : Dataset (checkpoint, unit) or DataTree
+    result : Dataset (checkpoint, unit), DataTree or mapping of layers to Datasets
         From `ndt_query.selectivity_index`.
     measure : {"auto", "selectivity_index", "d_prime", "auroc"}
         The index is NaN for signed units. ``"auto"`` draws it, and the AUROC for layers in which it is not defined for

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = [
     "styled",
 ]
 
+Result: TypeAlias = xr.Dataset | xr.DataTree | Mapping[str, xr.Dataset]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -127,7 +128,7 @@ def save(figure: Figure, path: str | Path, **options: Any) -> Path:
     return target
 
 
-def results_by_layer(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
+def results_by_layer(result: Result) -> dict[str, xr.Dataset]:
     """Split a result into one Dataset a layer, each with a ``checkpoint`` dimension.
 
     Raises
@@ -137,6 +138,8 @@ def results_by_layer(result: xr.Dataset | xr.DataTree) -> dict[str, xr.Dataset]:
     """
     if isinstance(result, xr.DataTree):
         parts = {node.relative_to(result): node.to_dataset() for node in result.descendants if node.has_data}
+    elif not isinstance(result, xr.Dataset):
+        parts = dict(result)
     elif LAYER in result.dims:
         parts = {str(name): result.sel({LAYER: name}) for name in result[LAYER].values}
     else:

@@ -180,6 +180,7 @@ def test_effect_size__of_values_that_differ_by_rounding_is_unknown():
         lambda: nq.bootstrap_ci([1.0, 2.0], n_resamples=0),
         lambda: nq.jackknife([[1.0, 2.0], [2.0, 3.0]], [1, 2, 3]),
         lambda: nq.clopper_pearson(1, 3, side="up"),
+        lambda: nq.clopper_pearson([1, 2], [3, 4, 5]),
         lambda: nq.paired_permutation_test([1.0], [2.0]),
         lambda: nq.paired_permutation_test([1.0, 2.0], [2.0, 4.0], alternative="more"),
         lambda: nq.permutation_null(np.mean, [0, 1], n_permutations=0),

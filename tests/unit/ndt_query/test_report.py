@@ -197,16 +197,20 @@ def drawn(monkeypatch):
 
 
 def test_report__pictures_robust_units_by_auroc_and_names_their_class(tmp_path, rng, drawn):
-    values = rng.random((1, 300, 4)).astype(np.float32)
-    third = np.arange(300) % 3 == 1
-    values[0, third, 1] += 2  # AUROC 1, index 0.7
-    values[0, third, 2] += 0.6
-    values[0, :, 3] = 0
-    values[0, [1, 4], 3] = 0.01  # index 1, but 0.7% of examples
+    values = rng.random((1, 600, 3)).astype(np.float32)
+    second = np.arange(600) % 3 == 1
+    values[0, second, 1] += 2
+    values[0, second, 2] += 0.6
+    rare = np.zeros((1, 600, 1))
+    rare[0, 1:15:3] = 0.01  # index 1 and q of 1%, from five examples of 600
     store = simulate_store(
-        tmp_path / "r.zarr", checkpoints=(0,), n_examples=300, layers={"fc": (4,)},
-        planted={"layers/fc/activations": values},
-    ).store  # fmt: skip
+        tmp_path / "r.zarr",
+        checkpoints=(0,),
+        n_examples=600,
+        layers={"fc": (3,), "rare": (1,)},
+        planted={"layers/fc/activations": values, "layers/rare/activations": rare},
+    ).store
+    assert nq.selectivity_index(store["rare"])["q_value"].values.item() < 0.05
     text = nq.report(store, tmp_path / "out").read_text()
     titles = drawn[0]
     assert [title.split("\n")[0] for title in titles] == ["fc, unit 1", "fc, unit 2"]
@@ -232,3 +236,9 @@ def test_report__that_cannot_be_written_says_so(simulated, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         nq.report({"a": xr.DataArray(np.ones((1, 4, 2)), dims=("checkpoint", "example", "unit"))}, tmp_path / "file")
+
+
+def test_report__of_layers_inside_one_another_is_written(tmp_path):
+    store = simulate_store(tmp_path / "r.zarr", layers={"block": (3,), "block/mlp": (4,)}).store
+    text = nq.report(store, tmp_path / "out").read_text()
+    assert "block/mlp" in text

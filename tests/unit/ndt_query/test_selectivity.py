@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import ndt_query as nq
 from ndt_store.errors import InvalidInputError
@@ -153,3 +154,26 @@ def test_selectivity_index__of_noise_has_p_values_that_are_valid(rng, kind, stat
     for level in (0.05, 0.2, 0.5):
         # Units of one run share their labels and permutations, which widens the spread severalfold.
         assert (p <= level).mean() <= level + 8 * np.sqrt(level * (1 - level) / p.size)
+
+
+@pytest.mark.slow
+def test_selectivity_index__finds_planted_units_at_the_false_discovery_rate(rng):
+    false, found = [], []
+    for run in range(40):
+        values = rng.gamma(0.5, size=(1, 60, 60))
+        values[0, 1::3, :15] += 1.2
+        hits = nq.selectivity_index(labelled(values), n_permutations=499, seed=run)["q_value"].values[0] < 0.1
+        false.append(hits[15:].sum() / max(1, hits.sum()))
+        found.append(hits[:15].mean())
+    assert np.mean(false) < 0.1 * 45 / 60 + 0.03  # 45 of 60 units are noise; 0.03 is three standard errors
+    assert np.mean(found) > 0.95
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_selectivity_index__has_the_auroc_of_scikit_learn_with_ties(rng, n_classes):
+    values = rng.poisson(1.2, (1, 80, 6)).astype(float)
+    labels = np.arange(80) % n_classes
+    found = nq.selectivity_index(labelled(values), labels, n_permutations=0).isel(checkpoint=0)
+    for unit in range(6):
+        expected = roc_auc_score(labels == found["preferred_class"].values[unit], values[0, :, unit])
+        assert found["auroc"].values[unit] == pytest.approx(expected)
