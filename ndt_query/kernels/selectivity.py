@@ -155,8 +155,7 @@ def _normalised(values: F64) -> F64:
 def _statistics(
     values: F64, ranks: F64 | None, codes: I64, counts: I64, wanted: str, signed: NDArray[np.bool_]
 ) -> dict[str, F64]:
-    # The mean of equal values may differ from them by rounding, which would become a preference.
-    centre = np.clip(values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    centre = values.mean(axis=0)
     indicator = one_hot(codes, len(counts))
     deviations = values - centre
     sums = indicator @ deviations

@@ -141,6 +141,14 @@ def test_dimensionality__of_a_layer_that_never_varies_is_unknown(value, position
         assert np.isnan(found[name]).all(), name
 
 
+@pytest.mark.parametrize("n", [5, 200])
+def test_dimensionality__of_a_layer_that_varies_by_rounding_is_unknown(rng, n):
+    values = np.where(rng.random((1, n, 12)) < 0.5, 3.3, np.nextafter(3.3, 4))
+    found = nq.dimensionality(labelled(values))
+    assert np.isnan(found["stable_rank"]).all()
+    assert np.isnan(found["participation_ratio_corrected"]).all()
+
+
 def test_dimensionality__of_a_small_variation_about_a_large_mean_is_measured(rng):
     values = rng.standard_normal((1, 4000, 4))
     found = nq.dimensionality(labelled(1e8 + values), interval="none")
