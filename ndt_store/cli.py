@@ -116,7 +116,7 @@ def _facts(store: Store) -> dict[str, Any]:
     return {
         "store": store.path,
         "format version": FORMAT_VERSION,
-        **{key.replace("_", " "): _named(value) for key, value in identity.items()},
+        **{key.replace("_", " "): _named(value) for key, value in identity.items() if value is not None},
         "checkpoints": f"{len(steps)} of {len(planned)} committed"
         + (f", {steps[0]} to {steps[-1]}" if len(steps) else ""),
         "examples": str(len(store.examples)),
