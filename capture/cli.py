@@ -91,7 +91,12 @@ def train(recipe: str, checkpoints: str | None, data_dir: str | None, device: st
 @_store
 @_data_dir
 @_device
-def capture(recipe: str, checkpoints: str | None, store: str | None, data_dir: str | None, device: str) -> None:
+@click.option(
+    "--disk-check/--no-disk-check", default=True, help="Refuse a capture that uncompressed would not fit the disk."
+)
+def capture(
+    recipe: str, checkpoints: str | None, store: str | None, data_dir: str | None, device: str, disk_check: bool
+) -> None:
     """Capture the checkpoints of RECIPE into a store. Run it again to resume.
 
     RECIPE is a TOML file or the name of a built-in one: demo, cnn_deep, transformer_shallow, mlp_narrow.
@@ -101,5 +106,5 @@ def capture(recipe: str, checkpoints: str | None, store: str | None, data_dir: s
 
     loaded = load_recipe(recipe)
     folder, path = _folders(loaded.name, checkpoints, store)
-    made = capture_recipe(loaded, path, folder, data_dir=data_dir, device=device)
+    made = capture_recipe(loaded, path, folder, data_dir=data_dir, device=device, check_disk=disk_check)
     tell(f"{path}: {len(made.checkpoints)} checkpoints of {len(made.layers)} layers, {len(made.examples)} examples.")

@@ -70,7 +70,7 @@ class Forecast:
             raise StorageError(
                 f"The capture into {path} may take {human_nbytes(self.total_nbytes)} and the disk has "
                 f"{human_nbytes(self.free_nbytes)} free: make room, capture fewer layers, examples or checkpoints, or "
-                "pass check_disk=False if compression will make it fit."
+                "pass check_disk=False (--no-disk-check) if compression will make it fit."
             )
 
 

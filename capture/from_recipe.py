@@ -25,6 +25,7 @@ def capture_recipe(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     device: str = "cpu",
+    check_disk: bool = True,
     progress: bool = True,
 ) -> Store:
     """Capture the checkpoints that a recipe's training kept; run it again to resume.
@@ -39,6 +40,8 @@ def capture_recipe(
         See `capture.data.load_data`.
     device : str
         Where the model runs.
+    check_disk : bool
+        Refuse when the capture could take more than the disk has free.
     progress : bool
         Draw bars on stderr.
 
@@ -60,7 +63,9 @@ def capture_recipe(
     data = recipe.probe_data(data_dir)
     steps = [(step, found[step]) for step in recipe.training.checkpoints]
     model = recipe.build_model(data).to(place)
-    return capture(model, data, store=store, checkpoints=steps, progress=progress, **_options(recipe))
+    return capture(
+        model, data, store=store, checkpoints=steps, progress=progress, check_disk=check_disk, **_options(recipe)
+    )
 
 
 def plan_recipe(
@@ -81,6 +86,7 @@ def _options(recipe: Recipe) -> dict[str, Any]:
         "dtype": asked.dtype,
         "batch_size": asked.batch_size,
         "compression": asked.compression,
+        "block_nbytes": asked.block_nbytes,
         "model_name": recipe.model.name,
         "identity": {"recipe": recipe.model_dump(mode="json")},
     }

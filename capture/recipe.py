@@ -36,6 +36,7 @@ from capture.models import build_model, model_names
 from capture.schedule import checkpoint_steps
 from ndt_store.codecs import DEFAULT_PROFILE, PROFILES
 from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
+from ndt_store.layout import BLOCK_NBYTES
 from ndt_store.schema import check_name
 
 __all__ = [
@@ -166,6 +167,7 @@ class CaptureRecipe(_Table):
     dtype: Literal["float32", "float16"] = "float32"
     batch_size: Count = 256
     compression: Annotated[str, _one_of(tuple(PROFILES))] = DEFAULT_PROFILE
+    block_nbytes: Count = BLOCK_NBYTES
 
 
 class Recipe(_Table):

@@ -122,3 +122,16 @@ def test_a_recipe_cannot_name_a_place_outside_its_folder(folder, capsys):
     assert 'name is "../../escaped", expected 1 to' in err
     assert "without slashes" in err
     assert [path.name for path in folder.iterdir()] == ["tiny.toml"]
+
+
+def test_a_disk_that_cannot_hold_the_forecast_is_refused_unless_told_otherwise(folder, capsys, monkeypatch):
+    import shutil
+
+    run(capsys, "train", "tiny.toml")
+    usage = shutil.disk_usage(folder)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    code, _, err = run(capsys, "capture", "tiny.toml")
+    assert code == 3
+    assert "--no-disk-check" in err
+    assert not (folder / "runs" / "tiny.zarr").exists()
+    assert run(capsys, "capture", "tiny.toml", "--no-disk-check")[0] == 0

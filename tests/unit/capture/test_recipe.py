@@ -96,6 +96,7 @@ def test_recipe__digest_is_the_documented_hash(recipe_file: Path) -> None:
             "dtype": "float32",
             "batch_size": 256,
             "compression": "fast",
+            "block_nbytes": 8 << 20,
         },
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
