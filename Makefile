@@ -22,7 +22,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks
 
-# torch first, at its exact version: a range would bring gigabytes of CUDA.
+# torch first, at the version tested. Which build that is, CPU or CUDA, is up to the package index in use.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0

@@ -1,4 +1,4 @@
-"""What is measured: real ReLU activations of a CNN on real images, captured at two checkpoints."""
+"""What is measured: ReLU activations of cnn_deep on real images, as initialised and after a random step."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def import_torchvision() -> ModuleType:
             raise
         raise CaptureError(
             "torchvision is not installed and this model or data set needs it; "
-            'install it with: pip install "ndt-activations[capture]".'
+            'install it with: pip install ".[capture]" in a clone of ndt-activations.'
         ) from error
     except RuntimeError as error:
         if _MISSING_OPERATOR not in str(error):

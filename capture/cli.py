@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import rich_click as click
 
-from ndt_store.cliparts import emit, format_option, human_nbytes, tell
+from ndt_store.cliparts import emit, format_option, tell
+from ndt_store.nbytes import human_nbytes
 from ndt_store.progress import progress_bar
 
 __all__ = ["capture", "plan", "train"]

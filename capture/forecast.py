@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from capture.pipeline import projected_nbytes
-from ndt_store.cliparts import human_nbytes
 from ndt_store.dims import EXAMPLE, KINDS, LAYERS_GROUP
 from ndt_store.errors import MemoryBudgetError, StorageError
 from ndt_store.layout import BLOCK_NBYTES, forecast, rows_per_block
+from ndt_store.nbytes import human_nbytes, memory_nbytes
 from ndt_store.schema import ArraySpec, Schema
 
 __all__ = ["Forecast", "forecast_capture", "require_memory"]
@@ -98,7 +98,7 @@ def require_memory(schema: Schema, batch_size: int, allowed_nbytes: int | None) 
         The message names the largest power of two for ``block_nbytes`` that would fit.
     """
     specs = _tapped(schema)
-    allowed = _physical_nbytes() // _MEMORY_SHARE if allowed_nbytes is None else allowed_nbytes
+    allowed = memory_nbytes() // _MEMORY_SHARE if allowed_nbytes is None else allowed_nbytes
     projected = projected_nbytes(specs, batch_size)
     if projected <= allowed:
         return
@@ -125,10 +125,6 @@ def _tapped(schema: Schema) -> list[ArraySpec]:
 
 def _with_blocks(specs: Sequence[ArraySpec], block_nbytes: int) -> list[ArraySpec]:
     return [replace(spec, rows=rows_per_block(spec.sizes, spec.dtype, block_nbytes)) for spec in specs]
-
-
-def _physical_nbytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _free_nbytes(path: Path) -> int:

@@ -14,13 +14,14 @@ from capture.run import capture
 from capture.session import Session
 from ndt_store.errors import NotFoundError
 from ndt_store.reader import Store
+from ndt_store.storage import Storage
 
 __all__ = ["capture_recipe", "plan_recipe"]
 
 
 def capture_recipe(
     recipe: Recipe,
-    store: str | os.PathLike[str],
+    store: str | os.PathLike[str] | Storage,
     checkpoints: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,

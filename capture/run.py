@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from capture._describe import described
+from capture._suggest import expected_one_of
 from capture.checkpoints import check_weights, list_checkpoints, load_into, load_weights, weights_digest
 from capture.forecast import Forecast
 from capture.provenance import require_same_weights
@@ -80,6 +82,7 @@ def capture(
     ...     made["0"].activations.shape
     (1, 6, 3)
     """
+    _check_options(options)
     steps = _checkpoints(checkpoints)
     storage = open_storage(store)
     planned = [step for step, _ in steps]
@@ -107,9 +110,30 @@ def plan(
     checkpoints: Sequence[tuple[int, Weights]] | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Forecast:
-    """Forecast what the same call of `capture` would take; nothing is written."""
+    """Forecast what the same call of `capture` would take; nothing is written.
+
+    Parameters
+    ----------
+    model, data, store, checkpoints, **options
+        As in `capture`.
+
+    Returns
+    -------
+    Forecast
+        Bytes by array, memory of the pipeline, room on the disk.
+    """
+    _check_options(options)
     planned = [step for step, _ in _checkpoints(checkpoints)]
     return Session(model, data, store=store, checkpoints=planned, **options).forecast
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = set(inspect.signature(Session).parameters) - {"model", "data", "store", "checkpoints"}
+    for name in options:
+        if name not in known:
+            raise InvalidInputError(f"capture has no option {name!r}: {expected_one_of(name, sorted(known))}.")
+    if "layers" not in options:
+        raise InvalidInputError("capture needs layers=: globs over module paths, for example layers=['conv*'].")
 
 
 def _checkpoints(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import dask
@@ -22,12 +21,12 @@ from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
 from ndt_store.errors import InvalidInputError, MemoryBudgetError
+from ndt_store.nbytes import memory_nbytes
 
 __all__ = ["MEMORY_VARIABLE", "Projection", "allowed_nbytes", "check", "n_threads", "projected_nbytes"]
 
 MEMORY_VARIABLE: Final = "NDT_MEMORY"
 RAM_SHARE: Final = 0.5
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def allowed_nbytes(memory: int | str | None = None) -> int:
     """
     wanted = memory if memory is not None else os.environ.get(MEMORY_VARIABLE)
     if wanted is None:
-        return int(RAM_SHARE * _available_nbytes())
+        return int(RAM_SHARE * memory_nbytes())
     try:
         nbytes = int(parse_bytes(wanted))
     except ValueError as error:
@@ -123,11 +122,3 @@ def check(what: str, terms: Projection, allowed: int, advice: str) -> None:
             projected,
             allowed,
         )
-
-
-def _available_nbytes() -> int:
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(physical, int(_CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):
-        return physical

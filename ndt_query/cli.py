@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["report", "summary", "top"]
+
+UNITS_SHOWN = 10
 
 
 @click.command()
@@ -45,22 +48,35 @@ def summary(store: str, selection: Selection, output_format: str) -> None:
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Examples a unit.")
 @format_option
 def top(store: str, selection: Selection, units: tuple[int, ...], k: int, output_format: str) -> None:
-    """List the examples that drive each unit most, exactly; ties go to the smaller example."""
+    """List the examples that drive each unit most, exactly; ties go to the smaller example.
+
+    Without --checkpoint the last one is asked; without --unit the first 10 units of each layer are listed.
+    """
     from ndt_query.activity import top_examples
     from ndt_store.selection import pick
 
     opened = open_store(store)
     labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
+    if selection.checkpoint is None and len(opened.checkpoints):
+        selection = replace(selection, checkpoint=str(opened.checkpoints[-1]))
+    layers = _with_activations(opened, selection)
     rows: list[dict[str, Any]] = []
-    for layer in _with_activations(opened, selection):
-        data = selection.apply(opened[layer])
-        if units:
-            wanted = ",".join(str(unit) for unit in units)
-            data = data.isel(unit=pick(wanted, data["unit"].values, "unit"))
-        found = top_examples(data["activations"], k=k).compute()
-        for row in _rows(found):
-            rows.append({"layer": layer, **row, "label": labels[row["example"]]})
+    n_left_out = 0
+    with progress_bar("ranking") as advance:
+        for done, layer in enumerate(layers, 1):
+            data = selection.apply(opened[layer])
+            if units:
+                wanted = ",".join(str(unit) for unit in units)
+                data = data.isel(unit=pick(wanted, data["unit"].values, "unit"))
+            else:
+                n_left_out += max(0, data.sizes["unit"] - UNITS_SHOWN)
+                data = data.isel(unit=slice(UNITS_SHOWN))
+            found = top_examples(data["activations"], k=k).compute()
+            rows += [{"layer": layer, **row, "label": labels[row["example"]]} for row in _rows(found)]
+            advance(done, len(layers))
     emit(rows, output_format)
+    if n_left_out:
+        tell(f"{n_left_out} more units are not listed: name them with --unit.")
 
 
 @click.command()

@@ -31,7 +31,8 @@ def summary(acts: xr.DataArray, *, positions: str = "mean", memory: int | str | 
     Dataset
         Over (checkpoint,), or (checkpoint, layer) for a store: ``units``; ``dead``, units that never fire;
         ``active_fraction``, mean over units of the fraction of values that are not zero; ``stable_rank`` and
-        ``participation_ratio`` of the centred activations; ``nan_count``. NaN where the data hold a NaN.
+        ``participation_ratio`` of the centred activations; ``nan_count``. All but ``dead`` are NaN
+        where the data hold a NaN; a unit with a NaN does not count as dead.
 
     Notes
     -----

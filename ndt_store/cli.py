@@ -20,13 +20,13 @@ from ndt_store.cliparts import (
     emit,
     exit_code,
     format_option,
-    human_nbytes,
     selection_options,
     store_argument,
     tell,
 )
 from ndt_store.errors import NdtError
 from ndt_store.layout import forecast
+from ndt_store.nbytes import human_nbytes
 from ndt_store.progress import progress_bar
 from ndt_store.reader import Store, open_store
 from ndt_store.schema import FORMAT_VERSION, layer_path
@@ -80,7 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in CAPTURE_MODULES:
             raise
-        tell(f"ndt: this command runs a model and needs {error.name}: pip install 'ndt-activations[capture]'.")
+        tell(
+            f"ndt: this command runs a model and needs {error.name}: pip install '.[capture]' in a clone of ndt-activations."
+        )
         sys.exit(EXIT_EXPECTED)
     except Exit as stop:
         sys.exit(stop.exit_code)

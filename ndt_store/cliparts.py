@@ -27,7 +27,6 @@ __all__ = [
     "emit",
     "exit_code",
     "format_option",
-    "human_nbytes",
     "selection_options",
     "store_argument",
     "tell",
@@ -95,15 +94,6 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def human_nbytes(nbytes: float) -> str:
-    """Bytes with a decimal unit, for people: 1,500,000 is 1.5 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(nbytes) < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
-
-
 def emit(
     rows: Sequence[Mapping[str, Any]], output_format: str, *, title: str = "", columns: Sequence[str] | None = None
 ) -> None:
@@ -149,7 +139,7 @@ def _cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return "NaN" if math.isnan(value) else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) and abs(value) >= 100_000 else str(value)
+    return str(value)  # digits as they are: what a table prints can be pasted into a selector
 
 
 def _jsonable(value: Any) -> Any:

@@ -16,7 +16,7 @@ import math
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 from ndt_store.dims import CHECKPOINT, EXAMPLE, KINDS, LAYERS_GROUP
@@ -173,6 +173,9 @@ class ArraySpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a spec; a missing or unknown field is a `SchemaError`."""
+        unknown = set(data) - {field.name for field in fields(cls)} if isinstance(data, Mapping) else set()
+        if unknown:
+            raise SchemaError(f"arrays are described by {', '.join(sorted(unknown))}, which this version does not know")
         try:
             values = dict(data)
             values["dims"], values["sizes"] = tuple(values["dims"]), tuple(values["sizes"])

@@ -96,5 +96,12 @@ class Selection:
         if self.label is not None:
             labels = data["label"].values
             classes = np.unique(labels)
-            data = data.isel({EXAMPLE: np.isin(labels, classes[pick(self.label, classes, "label")])})
+            try:
+                chosen = classes[pick(self.label, classes, "label")]
+            except NotFoundError as error:
+                present = ", ".join(str(label) for label in classes)
+                raise NotFoundError(
+                    f"No selected example has label {self.label}: the labels among them are {present}."
+                ) from error
+            data = data.isel({EXAMPLE: np.isin(labels, chosen)})
         return data

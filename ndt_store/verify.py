@@ -162,21 +162,21 @@ def _check_document(catalogue: Catalogue, key: str, expected: bytes) -> Iterable
         return
     if key.startswith(f"{CHECKPOINT}/c/"):
         yield from _check_checkpoints(key, expected, found)
-    elif key == ROOT_DOCUMENT or not _is_only_longer(expected, found):
+    elif key == ROOT_DOCUMENT or not _plans_another_length(expected, found):
         yield Finding(DAMAGED, key.removesuffix("/zarr.json"), "", f"{key} is not the document that the schema gives.")
     else:
         yield _interrupted(key)
 
 
-def _is_only_longer(expected: bytes, found: bytes) -> bool:
-    """Whether a node document differs only by planning more checkpoints than the root does."""
+def _plans_another_length(expected: bytes, found: bytes) -> bool:
+    """Whether a node document differs from the root's only in how many checkpoints are planned."""
     try:
         ours, theirs = json.loads(expected), json.loads(found)
         length, *rest = theirs.pop("shape")
         planned, *sizes = ours.pop("shape")
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
-    return bool(ours == theirs and rest == sizes and isinstance(length, int) and length > planned)
+    return bool(ours == theirs and rest == sizes and isinstance(length, int) and length != planned)
 
 
 def _check_checkpoints(key: str, expected: bytes, found: bytes) -> Iterator[Finding]:
@@ -187,12 +187,14 @@ def _check_checkpoints(key: str, expected: bytes, found: bytes) -> Iterator[Find
         return
     ours: Any = np.frombuffer(expected[:-CRC_NBYTES], "<i8")
     theirs = np.frombuffer(payload, "<i8")
-    if (theirs[ours > 0] == ours[ours > 0]).all():
+    # Steps increase, so that the padding begins after the last one that is not 0.
+    n = min(int(np.flatnonzero(steps).max(initial=-1)) + 1 for steps in (ours, theirs))
+    if (theirs[:n] == ours[:n]).all():
         yield _interrupted(key)
     else:
         yield Finding(DAMAGED, CHECKPOINT, key, f"Block {key} of array {CHECKPOINT} does not hold the planned steps.")
 
 
 def _interrupted(key: str) -> Finding:
-    message = f"{key} plans more checkpoints than the root: an extension was interrupted; resume the capture."
+    message = f"{key} plans other checkpoints than the root: a change of plan was interrupted; resume the capture."
     return Finding(INCOMPLETE, key, "", message)

@@ -29,7 +29,7 @@ def ndt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """Run `ndt demo` from nothing."""
-    pytest.importorskip("torch", reason="needs torch: pip install 'ndt-activations[capture]'")
+    pytest.importorskip("torch", reason="needs torch: pip install '.[capture]'")
     folder = tmp_path_factory.mktemp("demo")
     done = ndt(folder, "demo")
     assert done.returncode == 0, done.stderr

@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from ndt_store import open_store, verify
+from ndt_store.errors import StorageError
+from ndt_store.testing import FaultyStorage, no_room
 
-pytest.importorskip("torch", reason="needs torch: pip install 'ndt-activations[capture]'")
+pytest.importorskip("torch", reason="needs torch: pip install '.[capture]'")
 
 RECIPE = """
 name = "tiny"
@@ -41,14 +43,38 @@ def _ndt(folder, *arguments, limit_nbytes=None):
     )
 
 
-def test_a_capture_that_runs_out_of_room_resumes_when_there_is_room(tmp_path):
+def test_a_capture_that_runs_out_of_room_keeps_what_is_committed_and_resumes(tmp_path):
     (tmp_path / "tiny.toml").write_text(RECIPE)
     assert _ndt(tmp_path, "train", "tiny.toml").returncode == 0
-    failed = _ndt(tmp_path, "capture", "tiny.toml", limit_nbytes=20_000)
+    path = tmp_path / "runs" / "tiny.zarr"
+    whole = FaultyStorage(tmp_path / "whole.zarr", 0)
+    _capture(tmp_path, whole)
+    # Room until the last blocks of the second checkpoint; the very last operations are its commit.
+    with pytest.raises(StorageError):
+        _capture(tmp_path, FaultyStorage(path, whole.n_operations - 8, no_room))
+    assert open_store(path).checkpoints.tolist() == [0]
+    committed = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in path.rglob("c/0/**/*") if p.is_file()}
+    assert committed
+
+    # No file of the second checkpoint fits any more, those of the metadata do.
+    failed = _ndt(tmp_path, "capture", "tiny.toml", limit_nbytes=33_000)
     assert failed.returncode == 3
     (sentence,) = [line for line in failed.stderr.splitlines() if line.startswith("ndt:")]
     assert "The file system refused while writing" in sentence
+    assert "/c/1/" in sentence
     assert "run the same command again to resume" in sentence
     assert "Traceback" not in failed.stderr
+    assert open_store(path).checkpoints.tolist() == [0]
+
     assert _ndt(tmp_path, "capture", "tiny.toml").returncode == 0
-    assert verify(open_store(tmp_path / "runs" / "tiny.zarr"), read_data=True).ok
+    store = open_store(path)
+    assert store.checkpoints.tolist() == [0, 4]
+    assert verify(store, read_data=True).ok
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in committed} == committed
+
+
+def _capture(folder, storage):
+    from capture.from_recipe import capture_recipe
+    from capture.recipe import load_recipe
+
+    capture_recipe(load_recipe(folder / "tiny.toml"), storage, folder / "runs" / "tiny-checkpoints", progress=False)

@@ -14,7 +14,7 @@ import pytest
 from ndt_store import open_store, verify
 from ndt_store.errors import NotFoundError
 
-killing = pytest.importorskip("tests.e2e.killing", reason="needs torch: pip install 'ndt-activations[capture]'")
+killing = pytest.importorskip("tests.e2e.killing", reason="needs torch: pip install '.[capture]'")
 
 N_POINTS = 40
 

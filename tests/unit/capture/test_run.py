@@ -307,3 +307,15 @@ def test_memory__by_default_is_a_quarter_of_the_machines(tmp_path, data, monkeyp
     with pytest.raises(MemoryBudgetError) as caught:
         require_memory(schema, 256, None)
     assert caught.value.allowed_nbytes == 250
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"layers": ["0"], "layer": ["0"]}, "no option 'layer'.*layers"), ({"kinds": ["activations"]}, "needs layers=")],
+)
+def test_a_mistyped_or_missing_option_is_one_sentence(tmp_path, options, words):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    data = torch.ones(3, 4), torch.zeros(3, dtype=torch.int64)
+    for ask in (capture.capture, capture.plan):
+        with pytest.raises(InvalidInputError, match=words):
+            ask(model, data, store=tmp_path / "s", **options)

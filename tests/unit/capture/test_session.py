@@ -376,3 +376,43 @@ def test_a_model_without_class_scores_is_captured_without_logits(tmp_path, rng):
     store = capture.capture(net, (inputs, np.zeros(5, int)), store=tmp_path / "s", layers=["0"], progress=False)
     assert "logits" not in store.root
     assert store["0"].activations.shape == (1, 5, 2, 4, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_every_kind_of_every_checkpoint_equals_a_direct_pass(tmp_path, rng):
+    states = []
+    for step in (0, 4):
+        torch.manual_seed(step)
+        states.append((step, Attending().state_dict()))
+    net = Attending().cuda()
+    x = rng.standard_normal((23, 5, 8)).astype(np.float32)
+    y = np.arange(23) % 3
+    store = capture.capture(
+        net,
+        (x, y),
+        store=tmp_path / "s",
+        checkpoints=states,
+        layers=["layer", "layer.self_attn", "head"],
+        kinds=["activations", "gradients", "attentions"],
+        batch_size=8,
+        block_nbytes=600,
+        progress=False,
+    )
+    assert verify(store, read_data=True).ok
+    for step, state in states:
+        net.load_state_dict(state)
+        net.eval()
+        for start in range(0, 23, 8):
+            rows = slice(start, start + 8)
+            tokens = torch.from_numpy(x[rows]).cuda()
+            mixed = net.layer(tokens)
+            mixed.retain_grad()
+            logits = net.head(mixed.mean(1))
+            logits.gather(1, torch.from_numpy(y[rows]).cuda()[:, None]).sum().backward()
+            got = store["layer"].sel(checkpoint=step).isel(example=rows)
+            np.testing.assert_allclose(got.activations.values, mixed.detach().cpu().numpy(), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got.gradients.values, mixed.grad.cpu().numpy(), rtol=1e-4, atol=1e-6)
+            with torch.no_grad():
+                _, weights = net.layer.self_attn(tokens, tokens, tokens, average_attn_weights=False)
+            seen = store["layer.self_attn"].attentions.sel(checkpoint=step).isel(example=rows)
+            np.testing.assert_allclose(seen.values, weights.cpu().numpy(), rtol=1e-4, atol=1e-5)

@@ -93,7 +93,7 @@ def test_import_torchvision__names_the_extra_when_it_is_not_installed() -> None:
     except CaptureError as error:
         print(error)
     """
-    assert 'pip install "ndt-activations[capture]"' in run(code)
+    assert 'pip install ".[capture]"' in run(code)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")

@@ -20,18 +20,8 @@ def test_allowed_nbytes__reads_sizes(text, nbytes):
 
 def test_allowed_nbytes__is_half_of_the_machine_without_further_word(monkeypatch):
     monkeypatch.delenv(budget.MEMORY_VARIABLE, raising=False)
-    monkeypatch.setattr(budget, "_available_nbytes", lambda: 1000)
+    monkeypatch.setattr(budget, "memory_nbytes", lambda: 1000)
     assert budget.allowed_nbytes() == 500
-
-
-def test_allowed_nbytes__heeds_a_control_group(monkeypatch, tmp_path):
-    monkeypatch.delenv(budget.MEMORY_VARIABLE, raising=False)
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(budget, "_CGROUP_LIMIT", limit)
-    limit.write_text("1048576\n")
-    assert budget.allowed_nbytes() == 1048576 // 2
-    limit.write_text("max\n")
-    assert budget.allowed_nbytes() > 1048576
 
 
 @pytest.mark.parametrize("text", ["much", "-1 GB", 0])

@@ -146,5 +146,17 @@ def test_commands_that_run_a_model_say_what_to_install(tmp_path, command, missin
     program = f"import sys\nsys.modules[{missing!r}] = None\nfrom ndt_store.cli import main\nmain({arguments!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 3
-    assert f"needs {missing}: pip install 'ndt-activations[capture]'" in done.stderr
+    assert f"needs {missing}: pip install '.[capture]' in a clone of ndt-activations" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_step_that_a_table_prints_can_be_pasted_into_a_selector(tmp_path, capsys):
+    path = tmp_path / "s"
+    simulate_store(path, checkpoints=(0, 100_000, 2_000_000))
+    from ndt_store.cliparts import emit
+
+    emit([{"checkpoint": 2_000_000}], "table")
+    printed = capsys.readouterr().out.split()[-1]
+    code, out, _ = run(capsys, "ls", path, "--checkpoint", printed, "--format", "json")
+    assert code == 0
+    assert json.loads(out)[0]["shape"].startswith("1 x")

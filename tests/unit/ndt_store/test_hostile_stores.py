@@ -9,7 +9,7 @@ import pytest
 
 from ndt_store import open_store, verify
 from ndt_store.commits import commit_key
-from ndt_store.errors import IntegrityError, NdtError, StorageError
+from ndt_store.errors import FormatVersionError, IntegrityError, NdtError, StorageError
 from ndt_store.layout import canonical_json, digest
 from ndt_store.testing import simulate_store
 
@@ -60,7 +60,6 @@ def _spec(content, path=CUBE):
         lambda c: _spec(c).update(rows=1 << 55),
         lambda c: _spec(c).update(sizes=[1 << 40, 10], rows=1),
         lambda c: _spec(c).update(path="layers/../../etc/activations"),
-        lambda c: _spec(c).update(extra=1),
         lambda c: c["schema"].update(checkpoints=[0, 10, 1 << 70]),
         lambda c: c["schema"].update(checkpoints="0"),
         lambda c: c["schema"].update(groups={"layers/../..": {}}),
@@ -70,6 +69,12 @@ def _spec(content, path=CUBE):
 def test_a_forged_schema_is_refused_when_the_store_is_opened(root, change):
     forge_root(root, change)
     with pytest.raises(IntegrityError, match=r"zarr\.json is damaged"):
+        open_store(root)
+
+
+def test_a_field_of_a_later_version_is_not_called_damage(root):
+    forge_root(root, lambda content: _spec(content).update(shard_blocks=8))
+    with pytest.raises(FormatVersionError, match=r"newer version of ndt-activations .*shard_blocks"):
         open_store(root)
 
 

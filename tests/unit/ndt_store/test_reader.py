@@ -217,3 +217,12 @@ def test_lazy_datasets_pickle_for_other_processes(sim):
     for lazy in (sim.store["conv1"], xr.open_dataset(sim.store.path, engine="ndt", group="layers/conv1")):
         copy = pickle.loads(pickle.dumps(lazy))
         np.testing.assert_array_equal(copy.activations.values, sim.arrays[CUBE])
+
+
+def test_a_reader_that_lists_folders_warns_of_commits_and_reads_on(sim):
+    import zarr
+
+    group = zarr.open_group(sim.store.path, mode="r", use_consolidated=False)
+    with pytest.warns(UserWarning, match="commits is not recognized"):
+        members = dict(group.members())
+    np.testing.assert_array_equal(members["loss"][:], sim.arrays["loss"])

@@ -43,3 +43,9 @@ def test_apply_selects_every_axis(tmp_path):
     assert chosen.checkpoint.values.tolist() == [10, 100]
     assert chosen.example.values.tolist() == [7, 13]
     assert set(chosen.label.values) == {1}
+
+
+def test_a_label_that_no_selected_example_has_is_said_to_be_so(tmp_path):
+    store = simulate_store(tmp_path / "s").store
+    with pytest.raises(NotFoundError, match="No selected example has label 2: the labels among them are 0, 1"):
+        Selection(example="5:7", label="2").apply(store["fc"])

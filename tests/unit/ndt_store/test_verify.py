@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ndt_store import open_store, verify
+from ndt_store.layout import documents
 from ndt_store.testing import simulate_store
 
 
@@ -49,6 +50,23 @@ def test_documents_of_an_interrupted_extension_are_incomplete_not_damage(root):
     document["shape"][0] = 4
     path.write_text(json.dumps(document, indent=1))
     assert _findings(root) == [("incomplete", "layers/fc/activations/zarr.json", "")]
+
+
+@pytest.mark.parametrize("n_planned", [2, 4])
+def test_any_interrupted_change_of_plan_is_incomplete_not_damage(root, n_planned):
+    store = open_store(root)
+    steps = (0, 10, 100, 700)[:n_planned]
+    for key, data in documents(store.schema.with_checkpoints(steps), store.provenance).items():
+        if key != "zarr.json":
+            (root / key).write_bytes(data)
+    assert {severity for severity, _, _ in _findings(root)} == {"incomplete"}
+
+
+def test_other_steps_in_the_coordinate_are_damage(root):
+    store = open_store(root)
+    rendered = documents(store.schema.with_checkpoints((0, 11, 100)), store.provenance)
+    (root / "checkpoint/c/0").write_bytes(rendered["checkpoint/c/0"])
+    assert _findings(root) == [("damaged", "checkpoint", "checkpoint/c/0")]
 
 
 def test_a_record_of_an_unplanned_checkpoint_is_damage(root):

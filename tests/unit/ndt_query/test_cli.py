@@ -1,0 +1,67 @@
+"""Commands that ask a store: rows for every label that was asked for, and no more than can be read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ndt_store.cli import main
+from ndt_store.testing import simulate_store
+
+
+@pytest.fixture
+def sim(tmp_path):
+    return simulate_store(tmp_path / "s.zarr", layers={"conv": (3, 4, 4), "fc": (14,)})
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_summary_has_a_row_for_each_checkpoint_and_layer(sim, capsys):
+    code, out, _ = run(capsys, "summary", sim.store.path, "--format", "json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [(row["layer"], row["checkpoint"]) for row in rows] == [(n, s) for n in ("conv", "fc") for s in (0, 10, 100)]
+    acts = sim.arrays["layers/fc/activations"]
+    assert [row["units"] for row in rows[3:]] == [14] * 3
+    assert [row["active_fraction"] for row in rows[3:]] == pytest.approx([(a > 0).mean() for a in acts])
+
+
+def test_top_lists_the_last_checkpoint_and_ten_units_and_says_what_it_left_out(sim, capsys):
+    code, out, err = run(capsys, "top", sim.store.path, "--layer", "fc", "-k", "2", "--format", "json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {row["checkpoint"] for row in rows} == {100}
+    assert len(rows) == 20
+    assert "4 more units are not listed" in err
+    values = sim.arrays["layers/fc/activations"][2, :, 3]
+    order = np.argsort(-values, kind="stable")[:2]
+    got = [row for row in rows if row["unit"] == 3]
+    assert [row["example"] for row in got] == sim.arrays["example"][order].tolist()
+    assert [row["label"] for row in got] == sim.arrays["label"][order].tolist()
+
+
+def test_top_of_named_units_is_complete(sim, capsys):
+    arguments = ("--layer", "fc", "--unit", "13", "--unit", "2", "--checkpoint", "0:10", "--format", "json")
+    code, out, err = run(capsys, "top", sim.store.path, *arguments)
+    assert code == 0
+    assert len(json.loads(out)) == 2 * 2 * 12
+    assert "not listed" not in err
+
+
+def test_a_store_without_activations_is_one_sentence(tmp_path, capsys):
+    simulate_store(tmp_path / "g", kinds=("gradients",))
+    code, out, err = run(capsys, "summary", tmp_path / "g")
+    assert (code, out) == (2, "")
+    assert "holds no activations of conv1, blocks.0, fc" in err
+
+
+def test_report_writes_one_page_and_prints_its_path(sim, capsys, tmp_path):
+    code, out, _ = run(capsys, "report", sim.store.path, "--out", tmp_path / "page")
+    assert code == 0
+    assert out.strip() == str(tmp_path / "page" / "index.html")
+    assert [path.name for path in (tmp_path / "page").iterdir()] == ["index.html"]
