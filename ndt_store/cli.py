@@ -80,9 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name not in CAPTURE_MODULES:
             raise
-        tell(
-            f"ndt: this command runs a model and needs {error.name}: pip install '.[capture]' in a clone of ndt-activations."
-        )
+        install = "pip install '.[capture]' in a clone of ndt-activations"
+        tell(f"ndt: this command runs a model and needs {error.name}: {install}.")
         sys.exit(EXIT_EXPECTED)
     except Exit as stop:
         sys.exit(stop.exit_code)

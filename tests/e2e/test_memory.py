@@ -145,8 +145,8 @@ def test_queries_stay_within_their_budget_whatever_the_number_of_examples(stores
     for of in measured.values():
         assert 0.15 * of["projected"] < of["grown"] < of["projected"] + 20 * MB
         assert of["projected"] <= BUDGET
-    # The larger cube has 262 MB.
-    assert measured[4000]["grown"] < measured[1000]["grown"] + 25 * MB
+    # What is held at once depends on when threads meet, what may be held does not: the larger cube has 262 MB.
+    assert measured[4000]["projected"] < 1.1 * measured[1000]["projected"]
 
 
 def test_a_query_that_cannot_keep_its_budget_says_so_before_it_reads(stores):
