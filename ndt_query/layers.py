@@ -12,12 +12,12 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeAlias, overload, runtime_checkable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, overload, runtime_checkable
 
 import numpy as np
 import xarray as xr
 
-from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, LAYER, LAYERS_GROUP
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, LABEL_COORDS, LAYER, LAYERS_GROUP
 from ndt_store.errors import InvalidInputError, NotFoundError
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
-LABEL_COORDS: Final = ("label", "split")
 
 
 @runtime_checkable

@@ -148,11 +148,11 @@ def _read_root(storage: Storage) -> tuple[Schema, Mapping[str, Any]]:
             profile(spec.codec)
         if not all(isinstance(part, dict) for part in (provenance, *provenance.values())):
             raise SchemaError("its provenance is no mapping of mappings")
+    except FormatVersionError as error:
+        raise FormatVersionError(
+            f"{where} was written by a newer version of ndt-activations ({error}): install that version to read it."
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if "this version does not know" in str(error):
-            raise FormatVersionError(
-                f"{where} was written by a newer version of ndt-activations ({error}): install that version to read it."
-            ) from error
         raise IntegrityError(
             f"{where}/zarr.json is damaged ({error}): restore it from a copy of the store.", ROOT_DOCUMENT
         ) from error

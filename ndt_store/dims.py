@@ -26,3 +26,6 @@ LAYERS_GROUP: Final = "layers"
 
 POSITION_DIMS: Final = (TOKEN, Z, Y, X)
 """Dimensions over which one unit is evaluated at several places of the same example."""
+
+LABEL_COORDS: Final = ("label", "split")
+"""What labels examples beside their index; every layer carries it as coordinates."""

@@ -8,7 +8,7 @@ costs about 0.2 ms, and a chunk should cost much more than its task.
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -18,13 +18,12 @@ from xarray.core import indexing
 
 from ndt_store.blocks import BlockArray
 from ndt_store.catalogue import Catalogue
-from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER, LAYERS_GROUP, UNIT
+from ndt_store.dims import CHECKPOINT, EXAMPLE, LABEL_COORDS, LAYER, LAYERS_GROUP, UNIT
 from ndt_store.errors import InvalidInputError, NotFoundError
-from ndt_store.layout import block_nbytes, block_shape, n_blocks, root_attributes
+from ndt_store.layout import CHECKPOINT_ATTRS, CHUNK_NBYTES, block_nbytes, block_shape, n_blocks, root_attributes
 from ndt_store.schema import ArraySpec, layer_path
 
 __all__ = [
-    "CHUNK_NBYTES",
     "cube",
     "dask_chunks",
     "group_dataset",
@@ -33,9 +32,6 @@ __all__ = [
     "require_group",
     "tree",
 ]
-
-CHUNK_NBYTES: Final = 64 << 20
-LABEL_COORDS: Final = ("label", "split")
 
 
 class _LazyBlocks(BackendArray):
@@ -77,7 +73,7 @@ def group_dataset(catalogue: Catalogue, group: str, chunk_nbytes: int | None = C
     variables: dict[str, xr.Variable] = {}
     if not group:
         steps = np.asarray(catalogue.committed, dtype=np.int64)
-        variables[CHECKPOINT] = xr.Variable((CHECKPOINT,), steps, _checkpoint_attrs())
+        variables[CHECKPOINT] = xr.Variable((CHECKPOINT,), steps, dict(CHECKPOINT_ATTRS))
     for spec in catalogue.schema.arrays:
         if spec.group == group:
             variables[spec.name] = _variable(catalogue, spec, chunk_nbytes)
@@ -106,7 +102,7 @@ def require_group(catalogue: Catalogue, group: str) -> None:
 def label_coords(catalogue: Catalogue) -> dict[str, xr.Variable]:
     """Read what labels checkpoints and examples; every layer carries it."""
     steps = np.asarray(catalogue.committed, dtype=np.int64)
-    coords = {CHECKPOINT: xr.Variable((CHECKPOINT,), steps, _checkpoint_attrs())}
+    coords = {CHECKPOINT: xr.Variable((CHECKPOINT,), steps, dict(CHECKPOINT_ATTRS))}
     specs = (catalogue.schema.find(name) for name in (EXAMPLE, *LABEL_COORDS))
     return coords | {spec.name: _variable(catalogue, spec, None) for spec in specs if spec is not None}
 
@@ -166,7 +162,3 @@ def _variable(catalogue: Catalogue, spec: ArraySpec, chunk_nbytes: int | None) -
     meta = np.empty((0,) * blocks.ndim, blocks.dtype)
     array = da.from_array(blocks, chunks=chunks, asarray=False, meta=meta)
     return xr.Variable(spec.dims, array, dict(spec.attrs))
-
-
-def _checkpoint_attrs() -> dict[str, str]:
-    return {"long_name": "training step", "units": "optimizer steps"}

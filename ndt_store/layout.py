@@ -45,6 +45,10 @@ __all__ = [
 BLOCK_NBYTES: Final = 8 << 20
 """Size a block aims at, uncompressed: large enough that opening a file costs nothing beside reading it."""
 
+CHUNK_NBYTES: Final = 64 << 20
+"""Size a dask chunk aims at: a task costs about 0.2 ms, and its chunk should cost much more."""
+
+CHECKPOINT_ATTRS: Final = {"long_name": "training step", "units": "optimizer steps"}
 ROOT_DOCUMENT: Final = "zarr.json"
 CHECKPOINTS_PER_CHUNK: Final = 4096
 STRING_NBYTES: Final = 80
@@ -196,8 +200,7 @@ def _array_document(spec: ArraySpec, n_checkpoints: int) -> dict[str, Any]:
 
 
 def _checkpoint_spec() -> ArraySpec:
-    attrs = {"long_name": "training step", "units": "optimizer steps"}
-    return ArraySpec("checkpoint", (CHECKPOINT,), (), "int64", attrs=attrs)
+    return ArraySpec("checkpoint", (CHECKPOINT,), (), "int64", attrs=CHECKPOINT_ATTRS)
 
 
 def _render(document: Mapping[str, Any]) -> bytes:

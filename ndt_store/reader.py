@@ -18,7 +18,7 @@ from ndt_store.blocks import BlockArray, read_block
 from ndt_store.catalogue import Catalogue
 from ndt_store.dims import ACTIVATIONS, EXAMPLE
 from ndt_store.errors import NotFoundError
-from ndt_store.layout import block, block_shape, n_blocks, numpy_dtype
+from ndt_store.layout import CHUNK_NBYTES, block, block_shape, n_blocks, numpy_dtype
 from ndt_store.schema import Schema
 from ndt_store.storage import Storage, open_storage
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Store", "nearest_steps", "open_store"]
 
 
-def open_store(path: str | os.PathLike[str] | Storage, *, chunk_nbytes: int = 64 << 20) -> Store:
+def open_store(path: str | os.PathLike[str] | Storage, *, chunk_nbytes: int = CHUNK_NBYTES) -> Store:
     """Open a store for reading.
 
     Parameters

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 from ndt_store.dims import CHECKPOINT, EXAMPLE, KINDS, LAYERS_GROUP
-from ndt_store.errors import SchemaError
+from ndt_store.errors import FormatVersionError, SchemaError
 
 __all__ = ["DTYPES", "FORMAT_VERSION", "ArraySpec", "Schema", "as_step", "check_name", "layer_path"]
 
@@ -28,7 +28,6 @@ FORMAT_VERSION: Final = 1
 DTYPES: Final = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool", "string")
 MAX_RANK: Final = 16
 MAX_NAME_BYTES: Final = 200
-MAX_ARRAY_NBYTES: Final = 1 << 56
 MAX_BLOCK_NBYTES: Final = (1 << 31) - 64
 MAX_BLOCKS: Final = 1 << 24
 
@@ -124,8 +123,6 @@ class ArraySpec:
             )
         if self.dtype not in DTYPES:
             raise SchemaError(f"Array {self.path} has dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}.")
-        if math.prod(self.sizes) * 8 > MAX_ARRAY_NBYTES:
-            raise SchemaError(f"Array {self.path} of sizes {self.sizes} is too large: one checkpoint exceeds 64 PB.")
         if not isinstance(self.attrs, Mapping):
             raise SchemaError(f"Attributes of {self.path} are {type(self.attrs).__name__}: expected a mapping.")
         self._check_blocks()
@@ -172,10 +169,12 @@ class ArraySpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a spec; a missing or unknown field is a `SchemaError`."""
+        """Rebuild a spec; a missing field is a `SchemaError`, an unknown one a `FormatVersionError`."""
         unknown = set(data) - {field.name for field in fields(cls)} if isinstance(data, Mapping) else set()
         if unknown:
-            raise SchemaError(f"arrays are described by {', '.join(sorted(unknown))}, which this version does not know")
+            raise FormatVersionError(
+                f"arrays are described by {', '.join(sorted(unknown))}, which this version does not know"
+            )
         try:
             values = dict(data)
             values["dims"], values["sizes"] = tuple(values["dims"]), tuple(values["sizes"])
@@ -282,17 +281,19 @@ class Schema:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a schema; anything unexpected is a `SchemaError`."""
+        """Rebuild a schema; an unknown field is a `FormatVersionError`, anything else amiss a `SchemaError`."""
         try:
-            known = {"checkpoints", "arrays", "groups"}
-            if set(data) != known:
-                raise SchemaError(f"The store's schema has fields {sorted(data)}: expected {sorted(known)}.")
+            unknown = set(data) - {"checkpoints", "arrays", "groups"}
+            if unknown:
+                raise FormatVersionError(
+                    f"the schema has {', '.join(sorted(unknown))}, which this version does not know"
+                )
             return cls(
                 tuple(data["checkpoints"]),
                 tuple(ArraySpec.from_json(spec) for spec in data["arrays"]),
                 {str(path): dict(attrs) for path, attrs in data["groups"].items()},
             )
-        except (TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, SchemaError):
-                raise
+        except SchemaError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise SchemaError(f"The store's schema cannot be read ({error}).") from error

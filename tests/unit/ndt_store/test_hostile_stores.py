@@ -72,8 +72,12 @@ def test_a_forged_schema_is_refused_when_the_store_is_opened(root, change):
         open_store(root)
 
 
-def test_a_field_of_a_later_version_is_not_called_damage(root):
-    forge_root(root, lambda content: _spec(content).update(shard_blocks=8))
+@pytest.mark.parametrize(
+    "change",
+    [lambda content: _spec(content).update(shard_blocks=8), lambda content: content["schema"].update(shard_blocks=8)],
+)
+def test_a_field_of_a_later_version_is_not_called_damage(root, change):
+    forge_root(root, change)
     with pytest.raises(FormatVersionError, match=r"newer version of ndt-activations .*shard_blocks"):
         open_store(root)
 

@@ -37,7 +37,7 @@ def test_array_spec__raises_on_a_name_that_could_leave_the_store(name):
         ({"dims": ("checkpoint", "example", "example")}, "twice"),
         ({"dims": ("example", "checkpoint", "unit")}, "first of them"),
         ({"rows": 0}, "rows a block"),
-        ({"sizes": (1 << 40, 1 << 20)}, "too large"),
+        ({"sizes": (1 << 40, 1 << 20)}, "expected at most"),
         ({"sizes": (1 << 40, 1)}, "expected at most"),
         ({"rows": 7}, "7 rows a block of 6"),
         ({"sizes": (8, 1 << 28), "rows": 4}, "expected at most"),
