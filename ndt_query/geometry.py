@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from ndt_query.inputs import canonical, one_of, require_count
 from ndt_query.intervals import jackknife, require_level
-from ndt_query.kernels import gram
-from ndt_query.kernels.blocks import Array, Block, as_float
 from ndt_query.kernels.spectrum import MEASURES, corrected_participation_ratio, measures
 from ndt_query.layers import described, per_layer
 from ndt_query.reduce import ADVICE, Output, reduce_examples
 from ndt_store.dims import EXAMPLE, POSITION_DIMS, UNIT
+from ndt_store.views import gram
+from ndt_store.views.blocks import Array, Block, as_float
 
 __all__ = ["dimensionality"]
 

@@ -24,10 +24,10 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from ndt_query.budget import Projection, allowed_nbytes, check, n_threads, projected_nbytes
-from ndt_query.kernels.blocks import Array, Block, as_block
 from ndt_query.threads import TASK_PREFIX, install
 from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError
+from ndt_store.views.blocks import Array, Block, as_block
 
 __all__ = ["ADVICE", "Output", "Reduction", "reduce_examples"]
 

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels import classes, moments, topk
-from ndt_query.kernels.blocks import Array, Block
 from ndt_query.reduce import Output
 from ndt_store.dims import CLASS, UNIT
+from ndt_store.views import classes, moments, topk
+from ndt_store.views.blocks import Array, Block
 
 __all__ = ["RANK", "ClassReduction", "MomentsReduction", "TopReduction"]
 
@@ -22,7 +22,7 @@ _FIELD_NBYTES: Final = 8 * 10
 
 @dataclass(frozen=True, slots=True)
 class MomentsReduction:
-    """`ndt_query.kernels.moments` over examples."""
+    """`ndt_store.views.moments` over examples."""
 
     threshold: float
     by_unit: bool = True
@@ -52,7 +52,7 @@ class MomentsReduction:
 
 @dataclass(frozen=True, slots=True)
 class TopReduction:
-    """`ndt_query.kernels.topk` over examples."""
+    """`ndt_store.views.topk` over examples."""
 
     ids: NDArray[np.int64]
     k: int
@@ -85,7 +85,7 @@ class TopReduction:
 
 @dataclass(frozen=True, slots=True)
 class ClassReduction:
-    """`ndt_query.kernels.classes` over examples."""
+    """`ndt_store.views.classes` over examples."""
 
     codes: NDArray[np.int64]
     n_classes: int

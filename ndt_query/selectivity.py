@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from ndt_query.inference import fdr
 from ndt_query.inputs import LabelsLike, as_classes, canonical, one_of, require_count
 from ndt_query.kernels import selectivity as kernel
-from ndt_query.kernels.blocks import Array, Block, position_means
 from ndt_query.layers import described, per_unit
 from ndt_query.reduce import Output, reduce_examples
 from ndt_query.reductions import ClassReduction
 from ndt_store.dims import CLASS, UNIT
+from ndt_store.views.blocks import Array, Block, position_means
 
 __all__ = ["class_means", "selectivity_index"]
 

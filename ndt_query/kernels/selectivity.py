@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.blocks import spans
-from ndt_query.kernels.classes import one_hot
+from ndt_store.views.blocks import spans
+from ndt_store.views.classes import one_hot
 
 __all__ = ["STATISTICS", "auroc", "average_ranks", "class_sums", "dprime", "index", "permutation_counts"]
 

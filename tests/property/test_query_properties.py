@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ndt_query as nq
-from ndt_query.kernels import moments, topk
+from ndt_store.views import moments, topk
 
 # Few distinct values make ties, zeros of both signs and dead units likely; extremes and NaN come in at times.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 3e20, np.inf, -np.inf, np.nan])

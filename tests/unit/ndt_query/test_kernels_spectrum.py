@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ndt_query.kernels import gram
 from ndt_query.kernels.spectrum import MEASURES, corrected_participation_ratio, energy_crossing, measures
+from ndt_store.views import gram
 
 
 @pytest.mark.parametrize("d", [1, 4, 10])

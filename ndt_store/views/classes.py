@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.blocks import Array, Block, position_means
+from ndt_store.views.blocks import Array, Block, position_means
 
 __all__ = ["ClassSums", "finalise", "merge", "one_hot", "update"]
 

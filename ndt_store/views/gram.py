@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.blocks import Array, Block, as_float, position_means, spans
+from ndt_store.views.blocks import Array, Block, as_float, position_means, spans
 
 __all__ = ["Rows", "Scatter", "Spectrum", "merge_rows", "merge_scatter", "rows_spectrum", "scatter", "scatter_spectrum"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ndt_query.kernels import moments
-from ndt_query.kernels.blocks import as_block, position_means
+from ndt_store.views import moments
+from ndt_store.views.blocks import as_block, position_means
 
 AXES = (1, 2, 4)
 SHAPES = [

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.blocks import SLAB_ELEMENTS, Array, Block, as_float, spans
+from ndt_store.views.blocks import SLAB_ELEMENTS, Array, Block, as_float, spans
 
 __all__ = ["Moments", "finalise", "merge", "update", "zero"]
 

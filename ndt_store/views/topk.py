@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.blocks import Array, Block, as_float
+from ndt_store.views.blocks import Array, Block, as_float
 
 __all__ = ["TopK", "merge", "update"]
 

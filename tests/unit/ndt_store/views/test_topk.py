@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ndt_query.kernels import topk
+from ndt_store.views import topk
 
 
 def dense(block, ids, k):
