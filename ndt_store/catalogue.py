@@ -40,6 +40,8 @@ class Catalogue:
         Steps of the committed checkpoints, increasing.
     stamp : str
         Changes when the store at this place is replaced by another; names what is cached of it.
+    memo : dict
+        Small things that readers of this snapshot made of it once.
     """
 
     storage: Storage
@@ -47,6 +49,7 @@ class Catalogue:
     provenance: Mapping[str, Any]
     committed: tuple[int, ...]
     stamp: str = ""
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _records: dict[int | None, CommitRecord] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 from ndt_store.errors import IntegrityError
@@ -69,6 +69,8 @@ class CommitRecord:
         SHA-256 of the model's weights, "" for the static arrays or where there is no model.
     committed_at : str
         UTC time in ISO 8601; the only part of a store that depends on when it was written.
+    digest : str
+        SHA-256 of the rest, of a record that was read; what is derived from a checkpoint names it.
     """
 
     step: int | None
@@ -76,6 +78,7 @@ class CommitRecord:
     arrays: Mapping[str, ArrayEntry]
     weights_digest: str = ""
     committed_at: str = ""
+    digest: str = field(default="", compare=False)
 
     def to_json(self) -> bytes:
         """Render the record, its own digest included."""
@@ -123,6 +126,7 @@ class CommitRecord:
                 arrays,
                 content["weights_digest"],
                 content["committed_at"],
+                str(claimed),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise IntegrityError(

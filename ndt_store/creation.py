@@ -73,7 +73,7 @@ def check_only_leftovers(storage: Storage, rendered: Mapping[str, bytes]) -> Non
             "zarr.json from a copy, or choose another path.",
             ROOT_DOCUMENT,
         )
-    ours = {TEMPORARY, LOCK_KEY, "commits", *(key.split("/")[0] for key in rendered)}
+    ours = {TEMPORARY, LOCK_KEY, "commits", "views", *(key.split("/")[0] for key in rendered)}
     foreign = sorted({key.split("/")[0] for key in keys} - ours)
     if foreign:
         raise AlreadyExistsError(

@@ -132,10 +132,7 @@ class Store:
     def __getitem__(self, layer: str) -> xr.Dataset:
         from ndt_store import labelled
 
-        if layer not in self.layers:
-            close = difflib.get_close_matches(str(layer), self.layers, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it holds {', '.join(self.layers)}."
-            raise NotFoundError(f"{self.path} has no layer {layer!r}: {hint}")
+        self.require_layer(layer)
         if self._labels is None:
             self._labels = labelled.label_coords(self._catalogue)
         return labelled.layer_dataset(self._catalogue, layer, self._labels, self._chunk_nbytes)
@@ -189,6 +186,13 @@ class Store:
         read_block(self._catalogue.storage, spec, self._catalogue.record(step).arrays[array].blocks[index], out)
         where = block(spec, index)
         return out[: where.stop - where.start] if spec.sizes else out
+
+    def require_layer(self, layer: str) -> None:
+        """Check that a layer is there; `NotFoundError` names one that is spelt like it, or all."""
+        if layer not in self.layers:
+            close = difflib.get_close_matches(str(layer), self.layers, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it holds {', '.join(self.layers)}."
+            raise NotFoundError(f"{self.path} has no layer {layer!r}: {hint}")
 
     def require_step(self, step: int) -> int:
         """Return the position of a committed checkpoint.

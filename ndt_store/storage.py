@@ -70,8 +70,8 @@ class Storage(Protocol):
     def list(self, prefix: str = "") -> Iterator[str]:
         """Keys below a prefix, in no particular order."""
 
-    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
-        """Put the joined buffers at `key`, whole or not at all."""
+    def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
+        """Put the joined buffers at `key`, whole or not at all; what is not durable may be lost in a power cut."""
 
     def delete(self, key: str) -> None:
         """Remove a key or a whole prefix; nothing there is no error."""
@@ -182,7 +182,7 @@ class LocalStorage:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise _storage_error(error, f"listing {error.filename}", READ_ADVICE) from error
 
-    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+    def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         target = self.root / key
         temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._counter)}"
         try:
@@ -191,7 +191,8 @@ class LocalStorage:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 _write_fully(descriptor, [memoryview(b).cast("B") for b in buffers])
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             temporary.replace(target)

@@ -61,10 +61,10 @@ class FaultyStorage(LocalStorage):
         if due:
             self.fault(operation)
 
-    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+    def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         """Write, unless it is this operation's turn to fail."""
         self._count(f"writing {key}")
-        super().write(key, buffers)
+        super().write(key, buffers, durable=durable)
 
     def delete(self, key: str) -> None:
         """Delete, unless it is this operation's turn to fail."""

@@ -1,0 +1,118 @@
+"""Where views lie, when one may be used, and how one is kept.
+
+A view is used only if its bytes are whole, its version is this software's, and the digests that it covers are those of
+the commit record of its checkpoint and of the record of the static arrays. Anything else is as good as none: the view
+is made again where that is possible, and a damaged or stale one is named in a `ViewWarning`. A store that cannot be
+written to is none the worse: its views are made for each question and not kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Protocol, Self, TypeVar
+
+from numpy.typing import NDArray
+
+from ndt_store.catalogue import Catalogue
+from ndt_store.dims import LAYERS_GROUP
+from ndt_store.errors import StorageError
+from ndt_store.schema import ArraySpec
+from ndt_store.views.files import ViewFile, decode, encode
+from ndt_store.views.frame import Frame
+
+__all__ = ["PREFIX", "View", "ViewWarning", "covers", "keep", "load", "view_key"]
+
+PREFIX: Final = "views"
+_HEADER_NBYTES: Final = 1 << 17
+
+
+class ViewWarning(UserWarning):
+    """A view on disk is damaged or stale and is not used."""
+
+
+class View(Protocol):
+    """What the shelf needs of a view."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    def meta(self) -> dict[str, int]:
+        """Return numbers to keep."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return arrays to keep."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, frame: Frame, meta: Mapping[str, int], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Rebuild the view; ValueError where it does not fit the frame."""
+        ...
+
+    @classmethod
+    def largest_nbytes(cls, frame: Frame) -> int:
+        """Return the most bytes that its arrays may take."""
+        ...
+
+
+V = TypeVar("V", bound=View)
+
+
+def view_key(name: str, spec: ArraySpec, step: int) -> str:
+    """Key of a view: ``views/<view>/<layer>/<kind>/<checkpoint>``."""
+    return f"{PREFIX}/{name}/{spec.path.removeprefix(LAYERS_GROUP + '/')}/{step}"
+
+
+def covers(catalogue: Catalogue, step: int) -> tuple[str, str]:
+    """Digests of what a view of this checkpoint is made from."""
+    return catalogue.record(step).digest, catalogue.record(None).digest
+
+
+def load(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[V | None, str]:
+    """Return the view of an array at a committed checkpoint, or None and why there is none to use.
+
+    Costs one read of the file; reads the commit record once for each catalogue.
+    """
+    key = view_key(kind.name, frame.spec, step)
+    size = catalogue.storage.size(key)
+    if size is None:
+        return None, "not made yet"
+    try:
+        if size > kind.largest_nbytes(frame) + _HEADER_NBYTES:
+            raise ValueError(f"it has {size} bytes")
+        found = decode(catalogue.storage.read(key, size))
+        if (found.view, found.array, found.checkpoint) != (kind.name, frame.spec.path, step):
+            raise ValueError(f"it says that it is view {found.view} of {found.array} at {found.checkpoint}")
+        if found.version != kind.version:
+            return None, f"made by version {found.version} where this is {kind.version}"
+        if found.covers != covers(catalogue, step):
+            return None, _warn(catalogue, key, "stale", "it was made from another commit")
+        return kind.from_arrays(frame, found.meta, found.arrays), ""
+    except (ValueError, FileNotFoundError, StorageError) as error:
+        return None, _warn(catalogue, key, "damaged", str(error))
+
+
+def _warn(catalogue: Catalogue, key: str, state: str, why: str) -> str:
+    warnings.warn(
+        f"View {key} of {catalogue.storage.path} is {state} ({why}) and is not used: it is made again from the "
+        "blocks, and `ndt index` replaces it.",
+        ViewWarning,
+        stacklevel=2,
+    )
+    return state
+
+
+def keep(catalogue: Catalogue, frame: Frame, step: int, view: View) -> None:
+    """Write a view to the store, whole or not at all.
+
+    Raises
+    ------
+    StorageError
+        The store cannot be written to.
+    """
+    contents = ViewFile(
+        view.name, view.version, frame.spec.path, step, covers(catalogue, step), view.meta(), view.arrays()
+    )
+    # A view that a crash takes away is made again: it need not wait for the disk as a block does.
+    catalogue.storage.write(view_key(view.name, frame.spec, step), [encode(contents)], durable=False)
