@@ -8,25 +8,35 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ndt_query.answers import Answer, answer
 from ndt_query.inference import clopper_pearson
-from ndt_query.inputs import canonical, example_ids, require_count, require_number, require_steps
+from ndt_query.inputs import canonical, require_number, require_steps
 from ndt_query.layers import described, per_unit
-from ndt_query.reduce import reduce_examples
-from ndt_query.reductions import RANK, MomentsReduction, TopReduction
-from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
+from ndt_query.reductions import MomentsReduction
+from ndt_query.viewed import FromMoments
+from ndt_store.dims import CHECKPOINT, EXAMPLE, UNIT
 
-__all__ = ["dead_units", "neuron_importance", "newly_active_units", "top_examples", "unit_moments"]
+__all__ = ["dead_units", "neuron_importance", "newly_active_units", "unit_moments"]
 
 CONFIDENCE: Final = 0.95
 
 
-def _moments(acts: xr.DataArray, threshold: float, what: str, memory: int | str | None) -> dict[str, xr.DataArray]:
+def _moments(
+    given: xr.DataArray, acts: xr.DataArray, threshold: float, what: str, memory: int | str | None, views: bool
+) -> Answer:
     reduction = MomentsReduction(require_number("threshold", threshold))
-    return reduce_examples(acts, reduction, what=what, memory=memory)
+    return answer(given, acts, reduction, FromMoments(threshold), what=what, memory=memory, views=views)
 
 
 @per_unit
-def unit_moments(acts: xr.DataArray, *, threshold: float = 0.0, memory: int | str | None = None) -> xr.Dataset:
+def unit_moments(
+    acts: xr.DataArray,
+    *,
+    threshold: float = 0.0,
+    memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
+) -> xr.Dataset:
     """Moments of each unit over examples and positions.
 
     Parameters
@@ -37,6 +47,9 @@ def unit_moments(acts: xr.DataArray, *, threshold: float = 0.0, memory: int | st
         A value is active when its magnitude exceeds this.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
+    views, explain : bool
+        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
+        `ndt_query.answers`.
 
     Returns
     -------
@@ -57,15 +70,31 @@ def unit_moments(acts: xr.DataArray, *, threshold: float = 0.0, memory: int | st
     >>> found["mean"].values.tolist(), found["active_fraction"].values.tolist()
     ([[2.0, 0.0]], [[1.0, 0.0]])
     """
-    acts, squeeze = canonical(acts)
-    found = _moments(acts, threshold, "unit_moments", memory)
+    given = acts
+    acts, squeeze = canonical(given)
+    answered = _moments(given, acts, threshold, "unit_moments", memory, views)
+    found = answered.arrays
     names = ("count", "nan_count", "mean", "std", "min", "max", "mean_abs", "active_fraction")
     what = "moments of each unit over examples and positions"
-    return described({name: found[name] for name in names}, acts, what, {"threshold": threshold}, squeeze=squeeze)
+    return described(
+        {name: found[name] for name in names},
+        acts,
+        what,
+        {"threshold": threshold},
+        squeeze=squeeze,
+        explain=answered.source if explain else "",
+    )
 
 
 @per_unit
-def dead_units(acts: xr.DataArray, threshold: float = 0.0, *, memory: int | str | None = None) -> xr.Dataset:
+def dead_units(
+    acts: xr.DataArray,
+    threshold: float = 0.0,
+    *,
+    memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
+) -> xr.Dataset:
     """Find units that never fire on the probe set, and how rarely they may fire all the same.
 
     Parameters
@@ -76,6 +105,9 @@ def dead_units(acts: xr.DataArray, threshold: float = 0.0, *, memory: int | str 
         A unit fires where its magnitude exceeds this.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
+    views, explain : bool
+        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
+        `ndt_query.answers`.
 
     Returns
     -------
@@ -98,8 +130,10 @@ def dead_units(acts: xr.DataArray, threshold: float = 0.0, *, memory: int | str 
     >>> bool(found["dead"].item()), round(found["firing_rate_upper"].item(), 4)
     (True, 0.0295)
     """
-    acts, squeeze = canonical(acts)
-    found = _moments(acts, threshold, "dead_units", memory)
+    given = acts
+    acts, squeeze = canonical(given)
+    answered = _moments(given, acts, threshold, "dead_units", memory, views)
+    found = answered.arrays
     variables = {
         "dead": (found["active"] == 0) & (found["nan_count"] == 0),
         "active_fraction": found["active_fraction"],
@@ -108,7 +142,14 @@ def dead_units(acts: xr.DataArray, threshold: float = 0.0, *, memory: int | str 
         "nan_count": found["nan_count"],
     }
     parameters = {"threshold": threshold, "confidence": CONFIDENCE, "n": acts.sizes[EXAMPLE], "interval": "one-sided"}
-    return described(variables, acts, "units that never fire on the probe set", parameters, squeeze=squeeze)
+    return described(
+        variables,
+        acts,
+        "units that never fire on the probe set",
+        parameters,
+        squeeze=squeeze,
+        explain=answered.source if explain else "",
+    )
 
 
 def _upper(rate: xr.DataArray, n: int) -> xr.DataArray:
@@ -128,6 +169,8 @@ def newly_active_units(
     *,
     threshold: float = 0.0,
     memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
 ) -> xr.Dataset:
     """Find units that were dead at one checkpoint and fire at another.
 
@@ -143,6 +186,9 @@ def newly_active_units(
         A unit fires where its magnitude exceeds this.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
+    views, explain : bool
+        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
+        `ndt_query.answers`.
 
     Returns
     -------
@@ -159,8 +205,10 @@ def newly_active_units(
     require_number("min_rate", min_rate, below=1.0)
     ordered, _ = canonical(acts)
     require_steps(acts, (before, after))
-    both = ordered.sel({CHECKPOINT: [before, after]})
-    found = _moments(both, threshold, "newly_active_units", memory)
+    chosen = {CHECKPOINT: [before, after]}
+    both = ordered.sel(chosen)
+    answered = _moments(acts.sel(chosen), both, threshold, "newly_active_units", memory, views)
+    found = answered.arrays
     rates = found["firing_rate"]
     rate_before, rate_after = (rates.isel({CHECKPOINT: i}, drop=True) for i in (0, 1))
     variables = {
@@ -170,11 +218,20 @@ def newly_active_units(
         "nan_count": found["nan_count"].sum(CHECKPOINT),
     }
     parameters = {"before": before, "after": after, "min_rate": min_rate, "threshold": threshold}
-    return described(variables, both, "units dead before and active after", parameters, squeeze=False)
+    return described(
+        variables,
+        both,
+        "units dead before and active after",
+        parameters,
+        squeeze=False,
+        explain=answered.source if explain else "",
+    )
 
 
 @per_unit
-def neuron_importance(acts: xr.DataArray, *, memory: int | str | None = None) -> xr.Dataset:
+def neuron_importance(
+    acts: xr.DataArray, *, memory: int | str | None = None, views: bool = True, explain: bool = False
+) -> xr.Dataset:
     """Rank units by how much of the layer's activity they carry.
 
     Parameters
@@ -183,6 +240,9 @@ def neuron_importance(acts: xr.DataArray, *, memory: int | str | None = None) ->
         Activations.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
+    views, explain : bool
+        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
+        `ndt_query.answers`.
 
     Returns
     -------
@@ -192,8 +252,10 @@ def neuron_importance(acts: xr.DataArray, *, memory: int | str | None = None) ->
         the order of units, NaN last; ``nan_count``. One NaN in the layer makes its shares NaN, because the sum is not
         known, and so does a layer whose sum is 0.
     """
-    acts, squeeze = canonical(acts)
-    found = _moments(acts, 0.0, "neuron_importance", memory)
+    given = acts
+    acts, squeeze = canonical(given)
+    answered = _moments(given, acts, 0.0, "neuron_importance", memory, views)
+    found = answered.arrays
     variance, magnitude = found["std"] ** 2, found["mean_abs"]
 
     def rank(values: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -212,50 +274,11 @@ def neuron_importance(acts: xr.DataArray, *, memory: int | str | None = None) ->
         "rank": ranks,
         "nan_count": found["nan_count"],
     }
-    return described(variables, acts, "share of each unit in its layer's activity", {}, squeeze=squeeze)
-
-
-@per_unit
-def top_examples(acts: xr.DataArray, k: int = 20, *, memory: int | str | None = None) -> xr.Dataset:
-    """Find the examples that drive each unit most.
-
-    Parameters
-    ----------
-    acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
-        Activations.
-    k : int
-        Examples for each unit; all of them where there are fewer.
-    memory : int or str, optional
-        Budget of the query, see `ndt_query.budget`.
-
-    Returns
-    -------
-    Dataset or DataTree
-        Over (checkpoint, unit, rank): ``value``, the example's largest over positions; ``example``, its identifier; and
-        where it is largest, ``y`` and ``x`` or ``token``, by coordinate label, at the first such place. Exact: larger
-        values first, equal ones by identifier. NaN counts as the largest value, as in `numpy.max`, so that it shows at
-        rank 0.
-
-    Notes
-    -----
-    One pass; states of k entries a unit, merged exactly, so that any chunking gives the same answer.
-
-    Examples
-    --------
-    >>> acts = xr.DataArray([[0.5], [2.0], [1.0]], dims=("example", "unit"), coords={"example": [7, 8, 9]})
-    >>> top_examples(acts, k=2)["example"].values.tolist()
-    [[8, 9]]
-    """
-    acts, squeeze = canonical(acts)
-    k = min(require_count("k", k, 1), acts.sizes[EXAMPLE])
-    dtype = acts.dtype.name if acts.dtype in (np.float32, np.float64) else "float64"
-    found = reduce_examples(acts, TopReduction(example_ids(acts), k, dtype), what="top_examples", memory=memory)
-    position = found.pop("position")
-    dims = [dim for dim in POSITION_DIMS if dim in acts.dims]
-    found.update(dict.fromkeys(dims, position))  # y before x, though the last is divided off first
-    for dim in reversed(dims):
-        place, position = position % acts.sizes[dim], position // acts.sizes[dim]
-        labels = np.asarray(acts[dim].values)
-        found[dim] = xr.apply_ufunc(labels.__getitem__, place, dask="parallelized", output_dtypes=[labels.dtype])
-    result = described(found, acts, "examples that drive each unit most", {"k": k}, squeeze=squeeze)
-    return result.assign_coords({RANK: np.arange(k)})
+    return described(
+        variables,
+        acts,
+        "share of each unit in its layer's activity",
+        {},
+        squeeze=squeeze,
+        explain=answered.source if explain else "",
+    )

@@ -141,6 +141,8 @@ def _stacked(answers: Mapping[str, xr.Dataset]) -> xr.Dataset:
         lead = [CHECKPOINT] if CHECKPOINT in variable.dims else []
         stacked[name] = stacked[name].transpose(*lead, LAYER, ...)
     stacked.attrs.pop("layer", None)
+    if "explain" in stacked.attrs:
+        stacked.attrs["explain"] = "\n".join(one.attrs["explain"] for one in answers.values())
     return stacked
 
 
@@ -199,6 +201,7 @@ def described(
     parameters: Mapping[str, Any],
     *,
     squeeze: bool,
+    explain: str = "",
     units: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Make the Dataset of a result: variables, and attributes that say what they are.
@@ -215,6 +218,8 @@ def described(
         Options of the question, with anything else a reader needs to repeat it.
     squeeze : bool
         Drop the ``checkpoint`` dimension of size 1.
+    explain : str
+        Where the answer comes from; kept as an attribute where it is given.
     units : mapping of str to str, optional
         A description (``long_name``) of variables by name.
     """
@@ -230,6 +235,13 @@ def described(
         **{key: acts.attrs[key] for key in ("store", "layer", "kind") if key in acts.attrs},
         "commits": [int(step) for step in steps],
         "n_examples": int(acts.sizes.get("example", 0)),
-        "software": f"ndt-activations {version('ndt-activations')}",
+        "software": _software(),
+        **({"explain": explain} if explain else {}),
     }
     return result
+
+
+@functools.cache
+def _software() -> str:
+    # Looking the version up reads the installation's files, which takes longer than answering from a view.
+    return f"ndt-activations {version('ndt-activations')}"

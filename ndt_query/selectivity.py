@@ -9,12 +9,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ndt_query.answers import answer
 from ndt_query.inference import fdr
 from ndt_query.inputs import LabelsLike, as_classes, canonical, one_of, require_count
 from ndt_query.kernels import selectivity as kernel
 from ndt_query.layers import described, per_unit
 from ndt_query.reduce import Output, reduce_examples
 from ndt_query.reductions import ClassReduction
+from ndt_query.viewed import FromClassSums
 from ndt_store.dims import CLASS, UNIT
 from ndt_store.views.blocks import Array, Block, position_means
 
@@ -96,7 +98,14 @@ class SelectivityReduction:
 
 
 @per_unit
-def class_means(acts: xr.DataArray, labels: LabelsLike | None = None, *, memory: int | str | None = None) -> xr.Dataset:
+def class_means(
+    acts: xr.DataArray,
+    labels: LabelsLike | None = None,
+    *,
+    memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
+) -> xr.Dataset:
     """Mean activation of each unit over the examples of each class.
 
     Parameters
@@ -107,6 +116,9 @@ def class_means(acts: xr.DataArray, labels: LabelsLike | None = None, *, memory:
         Class of each example; the coordinate ``label`` without it.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
+    views, explain : bool
+        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
+        `ndt_query.answers`.
 
     Returns
     -------
@@ -119,14 +131,24 @@ def class_means(acts: xr.DataArray, labels: LabelsLike | None = None, *, memory:
     DimensionError, InvalidInputError, NotFoundError
         The labels are missing, too few or too many, NaN, or of other examples.
     """
-    acts, squeeze = canonical(acts)
+    given = acts
+    acts, squeeze = canonical(given)
     found_classes = as_classes(acts, labels)
     n_classes = len(found_classes.names)
     reduction = ClassReduction(found_classes.codes, n_classes)
-    found = reduce_examples(acts, reduction, what="class_means", memory=memory)
+    viewed = FromClassSums(found_classes.codes, found_classes.names)
+    answered = answer(given, acts, reduction, viewed, what="class_means", memory=memory, views=views)
+    found = dict(answered.arrays)
     counts = np.bincount(found_classes.codes, minlength=n_classes)
     found["n_examples"] = xr.DataArray(counts, dims=(CLASS,))
-    result = described(found, acts, "mean activation by class", {"n_classes": n_classes}, squeeze=squeeze)
+    result = described(
+        found,
+        acts,
+        "mean activation by class",
+        {"n_classes": n_classes},
+        squeeze=squeeze,
+        explain=answered.source if explain else "",
+    )
     return result.assign_coords({CLASS: found_classes.names})
 
 

@@ -13,7 +13,14 @@ __all__ = ["summary"]
 
 
 @per_layer
-def summary(acts: xr.DataArray, *, positions: str = "mean", memory: int | str | None = None) -> xr.Dataset:
+def summary(
+    acts: xr.DataArray,
+    *,
+    positions: str = "mean",
+    memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
+) -> xr.Dataset:
     """Summarise each layer at each checkpoint.
 
     Parameters
@@ -25,6 +32,9 @@ def summary(acts: xr.DataArray, *, positions: str = "mean", memory: int | str | 
         is cheap whatever the size of the maps.
     memory : int or str, optional
         Budget of each of the two queries, see `ndt_query.budget`.
+    views, explain : bool
+        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
+        `ndt_query.answers`.
 
     Returns
     -------
@@ -38,7 +48,7 @@ def summary(acts: xr.DataArray, *, positions: str = "mean", memory: int | str | 
     -----
     One pass: both questions read each chunk once when computed together.
     """
-    alive = dead_units(acts, memory=memory)
+    alive = dead_units(acts, memory=memory, views=views, explain=True)
     dimension = dimensionality(acts, positions=positions, interval="none", memory=memory)
     variables = {
         "units": xr.full_like(alive["dead"].isel({UNIT: 0}, drop=True), acts.sizes[UNIT], dtype="int64"),

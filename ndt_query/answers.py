@@ -1,0 +1,200 @@
+"""Answers from views, where a view answers the question exactly, and from the blocks where none does.
+
+A view that is there is read at once: its numbers are few. One that is missing is made when the answer is computed, in
+one pass over the blocks of its checkpoint, and kept beside the store; questions that are computed together share that
+pass. Every answer says in one line where it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+
+from ndt_query.asked import Asked, asked_of
+from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
+from ndt_query.reduce import ADVICE, Output, Reduction, reduce_examples
+from ndt_query.threads import TASK_PREFIX, install
+from ndt_query.viewed import Finalise, Viewed
+from ndt_store.catalogue import Catalogue
+from ndt_store.dims import CHECKPOINT, UNIT
+from ndt_store.layout import block_nbytes, n_blocks
+from ndt_store.schema import ArraySpec
+from ndt_store.views.blocks import Array
+from ndt_store.views.shelf import load
+
+__all__ = ["Answer", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Arrays by name, dims (checkpoint, ...), and one line that says where they come from."""
+
+    arrays: dict[str, xr.DataArray]
+    source: str
+
+
+def answer(
+    given: xr.DataArray,
+    acts: xr.DataArray,
+    reduction: Reduction[Any],
+    viewed: Viewed,
+    *,
+    what: str,
+    memory: int | str | None,
+    views: bool,
+) -> Answer:
+    """Answer a question from views, or by reduction where they do not answer it exactly.
+
+    Parameters
+    ----------
+    given : DataArray
+        What was asked, as it was given: it carries the trace of what it is.
+    acts : DataArray (checkpoint, example, [token,] unit[, y, x])
+        The same in the order that `ndt_query.inputs.canonical` gives.
+    reduction : Reduction
+        The question as a pass over values.
+    viewed : Viewed
+        The question as one that a view can answer.
+    what : str
+        The question, for messages.
+    memory : int or str, optional
+        As for `ndt_query.budget.allowed_nbytes`.
+    views : bool
+        Whether views may answer.
+
+    Returns
+    -------
+    Answer
+        In memory where all views are there; else lazy where `acts` is.
+
+    Raises
+    ------
+    MemoryBudgetError
+        Neither a pass nor making the missing views fits the budget.
+    """
+    asked, why = asked_of(given) if views else (None, "views=False")
+    if asked is not None:
+        why = viewed.refusal(asked)
+        if not why:
+            return _from_views(asked, viewed, reduction.outputs(), acts.coords, what, memory)
+    where = "/".join(str(given.attrs[key]) for key in ("layer", "kind") if key in given.attrs) or "the array"
+    found = reduce_examples(acts, reduction, what=what, memory=memory)
+    return Answer(found, f"{where}: a pass over its values ({why})")
+
+
+def _from_views(
+    asked: Asked,
+    viewed: Viewed,
+    outputs: Mapping[str, Output],
+    coords: Mapping[Any, xr.DataArray],
+    what: str,
+    memory: int | str | None,
+) -> Answer:
+    found: dict[int, Any] = {}
+    missing: dict[int, str] = {}
+    for step in dict.fromkeys(asked.steps):
+        view, why = load(asked.catalogue, asked.frame, step, viewed.kind)
+        if view is None:
+            missing[step] = why
+        else:
+            found[step] = view
+    if missing:
+        _check_memory(asked, viewed, len(missing), what, memory)
+    finalise = viewed.bound(asked)
+    parts = [finalise(found[step]) if step in found else None for step in asked.steps]
+    made = _tasks(asked, viewed, finalise, list(missing))
+    arrays = {}
+    for name, output in outputs.items():
+        sizes = tuple(
+            len(asked.units) if dim == UNIT else size for dim, size in zip(output.dims, output.sizes, strict=True)
+        )
+        data = _joined(name, parts, asked.steps, made, sizes, output.dtype)
+        dims = (CHECKPOINT, *output.dims)
+        labels = {dim: coords[dim] for dim in (CHECKPOINT, UNIT) if dim in dims and dim in coords}
+        arrays[name] = xr.DataArray(data, dims=dims, coords=labels)
+    return Answer(arrays, _source(asked, viewed.kind.name, len(found), missing))
+
+
+def _check_memory(asked: Asked, viewed: Viewed, n_missing: int, what: str, memory: int | str | None) -> None:
+    nbytes, threads = block_nbytes(asked.spec), n_threads()
+    # Beside the block in work there is its compressed form, and the largest value of each example and unit.
+    terms = Projection(nbytes, nbytes, 1.0, threads, viewed.state_nbytes(asked), min(threads, n_missing) + 1, 0)
+    check(what, terms, allowed_nbytes(memory), ADVICE)
+
+
+def _make(viewed: Viewed, catalogue: Catalogue, spec: ArraySpec, step: int, threads: int) -> Mapping[str, Any]:
+    return viewed.make(catalogue, spec, step, threads)
+
+
+def _finalised(views: Mapping[str, Any], name: str, finalise: Finalise[Any]) -> Mapping[str, Array]:
+    return finalise(views[name])
+
+
+def _pick(results: Mapping[str, Array], name: str) -> Array:
+    return results[name]
+
+
+def _tasks(asked: Asked, viewed: Viewed, finalise: Finalise[Any], missing: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+    """Tasks by checkpoint that make the missing views and finalise them: (graph, key of the last)."""
+    if not missing:
+        return {}
+    install()
+    where = tokenize(asked.catalogue.storage.path, asked.catalogue.stamp, asked.spec.path, viewed.makes)
+    answered = tokenize(where, viewed.kind.name, finalise)
+    threads = n_threads() if len(missing) == 1 else 1
+    tasks = {}
+    for step in missing:
+        views, final = (f"{TASK_PREFIX}views-{where}", step), (f"{TASK_PREFIX}answer-{answered}", step)
+        graph = {
+            views: (_make, viewed, asked.catalogue, asked.spec, step, threads),
+            final: (_finalised, views, viewed.kind.name, finalise),
+        }
+        tasks[step] = (graph, final)
+    return tasks
+
+
+def _joined(
+    name: str,
+    parts: Sequence[Mapping[str, Array] | None],
+    steps: Sequence[int],
+    made: Mapping[int, tuple[Any, ...]],
+    sizes: tuple[int, ...],
+    dtype: str,
+) -> Any:
+    """Stack one result over checkpoints: an array where all are known, else a lazy one."""
+    if not made:
+        known = [part[name] for part in parts if part is not None]
+        return known[0] if len(known) == 1 else np.concatenate(known)
+    pieces = []
+    for step, part in zip(steps, parts, strict=True):
+        if part is not None:
+            pieces.append(da.from_array(part[name], chunks=-1))
+            continue
+        graph, final = made[step]
+        key = f"{final[0]}-{name}-{step}"
+        shared = f"{final[0]}-{step}"
+        picked = {(key, *(0,) * (1 + len(sizes))): (_pick, final, name)}
+        layers: dict[str, Any] = {shared: graph, key: picked}
+        whole = HighLevelGraph(layers, {shared: set(), key: {shared}})
+        pieces.append(da.Array(whole, key, chunks=((1,), *((n,) for n in sizes)), dtype=np.dtype(dtype)))
+    return da.concatenate(pieces)
+
+
+def _source(asked: Asked, name: str, n_found: int, missing: Mapping[int, str]) -> str:
+    n = n_found + len(missing)
+    line = f"{asked.spec.path}: view {name} at {n_found} of {n} checkpoints"
+    if missing:
+        reasons = "; ".join(
+            f"{', '.join(str(step) for step in missing if missing[step] == why)} {why}"
+            for why in dict.fromkeys(missing.values())
+        )
+        n_read = n_blocks(asked.spec) * len(missing)
+        line += f", the others made from {n_read} blocks and kept where the store can be written to ({reasons})"
+    return line

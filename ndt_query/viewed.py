@@ -1,0 +1,178 @@
+"""Which view answers which question, when it does so exactly, and how its numbers become the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ndt_query.asked import Asked
+from ndt_store.catalogue import Catalogue
+from ndt_store.layout import n_blocks
+from ndt_store.schema import ArraySpec
+from ndt_store.views import classes, moments
+from ndt_store.views.blocks import Array
+from ndt_store.views.build import make_views
+from ndt_store.views.frame import Frame
+from ndt_store.views.kinds import K, MomentsView, TopView
+
+__all__ = ["FromClassSums", "FromMoments", "FromTop", "Viewed"]
+
+V = TypeVar("V", contravariant=True)
+
+
+class Finalise(Protocol[V]):
+    """From one checkpoint's view to arrays (1, *dims)."""
+
+    def __call__(self, view: V) -> Mapping[str, Array]:
+        """Return the arrays by name."""
+        ...
+
+
+class Viewed(Protocol):
+    """A question that a view can answer."""
+
+    @property
+    def kind(self) -> Any:
+        """Class of the view."""
+        ...
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Names of the views that one pass makes; questions of the same names share the pass."""
+        ...
+
+    def make(self, catalogue: Catalogue, spec: ArraySpec, step: int, n_threads: int) -> Mapping[str, Any]:
+        """Make the views of one array at one checkpoint from its blocks and keep them; by name."""
+        ...
+
+    def state_nbytes(self, asked: Asked) -> int:
+        """Return what making one checkpoint's views holds beside the blocks in work, in bytes."""
+        ...
+
+    def refusal(self, asked: Asked) -> str:
+        """Why the view does not answer this exactly; "" where it does."""
+        ...
+
+    def bound(self, asked: Asked) -> Finalise[Any]:
+        """Return what turns a view into the answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    units: NDArray[np.intp]
+
+    def __call__(self, view: MomentsView) -> Mapping[str, Array]:
+        state = view.moments
+        return moments.finalise(
+            moments.Moments(*(getattr(state, field.name)[:, self.units] for field in fields(moments.Moments)))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _ClassSums:
+    units: NDArray[np.intp]
+
+    def __call__(self, view: MomentsView) -> Mapping[str, Array]:
+        state = view.classes
+        assert state is not None
+        picked = classes.ClassSums(state.total[:, :, self.units], state.count, state.nan_count[:, self.units])
+        return classes.finalise(picked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Top:
+    frame: Frame
+    units: NDArray[np.intp]
+    k: int
+
+    def __call__(self, view: TopView) -> Mapping[str, Array]:
+        picked = TopView(*(part[self.units, : self.k] for part in (view.value, view.row, view.place)))
+        state = picked.state(self.frame, self.k)
+        return {"value": state.value, "example": state.example, "position": state.position}
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPass:
+    """The pass that makes moments and ranking together."""
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Both views."""
+        return MomentsView.name, TopView.name
+
+    def make(self, catalogue: Catalogue, spec: ArraySpec, step: int, n_threads: int) -> Mapping[str, Any]:
+        """Make both from the blocks."""
+        made = make_views(catalogue, spec, step, n_threads=n_threads)
+        return {MomentsView.name: made.moments, TopView.name: made.top}
+
+    def state_nbytes(self, asked: Asked) -> int:
+        """Ranks, and moments and sums by class of each block."""
+        each_block = 100 + 8 * len(asked.frame.classes)
+        return asked.frame.n_units * (24 * K + each_block * n_blocks(asked.spec))
+
+
+@dataclass(frozen=True, slots=True)
+class FromMoments(UnitPass):
+    """Moments of all examples; active means not zero."""
+
+    threshold: float
+    kind: type[MomentsView] = MomentsView
+
+    def refusal(self, asked: Asked) -> str:
+        """Say so where others than all values that are not zero are counted."""
+        if not asked.all_examples:
+            return "examples are selected"
+        return "" if self.threshold == 0 else "the view counts values beyond 0, not beyond another threshold"
+
+    def bound(self, asked: Asked) -> _Moments:
+        """Take the units asked about."""
+        return _Moments(asked.units)
+
+
+@dataclass(frozen=True, slots=True)
+class FromClassSums(UnitPass):
+    """Means by class over the labels of the store."""
+
+    codes: NDArray[np.int64]
+    names: NDArray[Any]
+    kind: type[MomentsView] = MomentsView
+
+    def refusal(self, asked: Asked) -> str:
+        """Say so where examples or labels are others than the store's."""
+        if not asked.all_examples:
+            return "examples are selected"
+        frame = asked.frame
+        if frame.codes is None:
+            return "the view holds no sums by class, because there are too many classes beside its examples"
+        same = np.array_equal(self.names, frame.classes) and np.array_equal(self.codes, frame.codes[asked.rows])
+        return "" if same else "the labels are others than the store's"
+
+    def bound(self, asked: Asked) -> _ClassSums:
+        """Take the units asked about."""
+        return _ClassSums(asked.units)
+
+
+@dataclass(frozen=True, slots=True)
+class FromTop(UnitPass):
+    """The first k ranks of all examples."""
+
+    ids: NDArray[np.int64]
+    k: int
+    kind: type[TopView] = TopView
+
+    def refusal(self, asked: Asked) -> str:
+        """Say so where examples are others than the store's, or ranks more than `K`."""
+        if not asked.all_examples:
+            return "examples are selected"
+        if not np.array_equal(self.ids, asked.frame.examples[asked.rows]):
+            return "the examples are named otherwise than in the store"
+        return "" if self.k <= K else f"the view holds {K} ranks"
+
+    def bound(self, asked: Asked) -> _Top:
+        """Take the units and ranks asked about."""
+        return _Top(asked.frame, asked.units, self.k)
