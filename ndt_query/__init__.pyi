@@ -1,5 +1,6 @@
 from . import plot
-from .activity import dead_units, neuron_importance, newly_active_units, top_examples, unit_moments
+from .activity import dead_units, neuron_importance, newly_active_units, unit_moments
+from .filters import examples_above
 from .geometry import dimensionality
 from .inference import (
     Interval,
@@ -13,6 +14,7 @@ from .inference import (
     permutation_null,
 )
 from .performance import performance
+from .ranking import top_examples
 from .report import report
 from .selectivity import class_means, selectivity_index
 from .summary import summary
@@ -26,6 +28,7 @@ __all__ = [
     "dead_units",
     "dimensionality",
     "effect_size",
+    "examples_above",
     "fdr",
     "jackknife",
     "neuron_importance",

@@ -52,7 +52,7 @@ def top(store: str, selection: Selection, units: tuple[int, ...], k: int, output
 
     Without --checkpoint the last one is asked; without --unit the first 10 units of each layer are listed.
     """
-    from ndt_query.activity import top_examples
+    from ndt_query.ranking import top_examples
     from ndt_store.selection import pick
 
     opened = open_store(store)

@@ -1,23 +1,40 @@
-"""Which examples drive a unit: the k that drive it most, exactly."""
+"""Which examples drive a unit most: exactly, and with no more read than is needed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
 
-from ndt_query.answers import answer
+from ndt_query.answers import Answer, answer
+from ndt_query.asked import Asked, asked_of
+from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
 from ndt_query.inputs import canonical, example_ids, require_count
 from ndt_query.layers import described, per_unit
+from ndt_query.pruned import top_among
+from ndt_query.reduce import ADVICE
 from ndt_query.reductions import RANK, TopReduction
+from ndt_query.threads import TASK_PREFIX
 from ndt_query.viewed import FromTop
-from ndt_store.dims import EXAMPLE, POSITION_DIMS
+from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
+from ndt_store.layout import block_nbytes, n_blocks
+from ndt_store.views.blocks import Array
 
-__all__ = ["top_examples"]
+__all__ = ["places", "top_examples"]
 
 
 @per_unit
 def top_examples(
-    acts: xr.DataArray, k: int = 20, *, memory: int | str | None = None, views: bool = True, explain: bool = False
+    acts: xr.DataArray,
+    k: int = 20,
+    *,
+    memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
 ) -> xr.Dataset:
     """Find the examples that drive each unit most.
 
@@ -43,7 +60,10 @@ def top_examples(
 
     Notes
     -----
-    One pass; states of k entries a unit, merged exactly, so that any chunking gives the same answer.
+    The ``topk`` view answers up to 64 ranks over all examples, and over some of them where enough of those are among
+    its ranks. For more ranks or other selections of examples, blocks are read from the most promising on, and none
+    whose zone map shows that it cannot hold one of the first k. Without views: one pass; states of k entries a unit,
+    merged exactly, so that any chunking gives the same answer.
 
     Examples
     --------
@@ -57,21 +77,59 @@ def top_examples(
     dtype = acts.dtype.name if acts.dtype in (np.float32, np.float64) else "float64"
     ids = example_ids(acts)
     reduction, viewed = TopReduction(ids, k, dtype), FromTop(ids, k)
-    answered = answer(given, acts, reduction, viewed, what="top_examples", memory=memory, views=views)
+    asked, _ = asked_of(given) if views else (None, "")
+    if asked is not None and viewed.refusal(asked) and np.array_equal(ids, asked.frame.examples[asked.rows]):
+        answered = _ranked(asked, acts, reduction, memory)
+    else:
+        answered = answer(given, acts, reduction, viewed, what="top_examples", memory=memory, views=views)
     found = dict(answered.arrays)
-    position = found.pop("position")
-    dims = [dim for dim in POSITION_DIMS if dim in acts.dims]
-    found.update(dict.fromkeys(dims, position))  # y before x, though the last is divided off first
+    found |= places(acts, found.pop("position"))
+    source = answered.source if explain else ""
+    result = described(found, acts, "examples that drive each unit most", {"k": k}, squeeze=squeeze, explain=source)
+    return result.assign_coords({RANK: np.arange(k)})
+
+
+def places(acts: xr.DataArray, position: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Turn flat positions within an example into labels of ``token``, ``z``, ``y`` and ``x``."""
+    dims: list[str] = [dim for dim in POSITION_DIMS if dim in acts.dims]
+    found = dict.fromkeys(dims, position)  # y before x, though the last is divided off first
     for dim in reversed(dims):
         place, position = position % acts.sizes[dim], position // acts.sizes[dim]
         labels = np.asarray(acts[dim].values)
         found[dim] = xr.apply_ufunc(labels.__getitem__, place, dask="parallelized", output_dtypes=[labels.dtype])
-    result = described(
-        found,
-        acts,
-        "examples that drive each unit most",
-        {"k": k},
-        squeeze=squeeze,
-        explain=answered.source if explain else "",
+    return found
+
+
+def _ranked(asked: Asked, acts: xr.DataArray, reduction: TopReduction, memory: int | str | None) -> Answer:
+    """Rank by what is kept and by the blocks that can matter, lazily, one task for each checkpoint."""
+    k, steps = reduction.k, asked.steps
+    nbytes, workers = block_nbytes(asked.spec), n_threads()
+    state_nbytes = reduction.state_nbytes(1, len(asked.rows), len(asked.units))
+    terms = Projection(nbytes, nbytes, 1.5, workers, state_nbytes, 2 * workers, len(steps) * state_nbytes)
+    check("top_examples", terms, allowed_nbytes(memory), ADVICE)
+    threads = max(1, workers // len(steps))
+    token = tokenize(asked.catalogue.storage.path, asked.catalogue.stamp, asked.spec.path, asked.rows, asked.units, k)
+    chunks = ((1,) * len(steps), (len(asked.units),), (k,))
+    arrays = {}
+    for name, output in reduction.outputs().items():
+        key, shared = f"{TASK_PREFIX}ranked-{name}-{token}", f"{TASK_PREFIX}ranked-{token}"
+        graph: dict[Any, Any] = {(shared, step): (_rank, asked, step, k, threads) for step in steps}
+        graph |= {(key, c, 0, 0): (_field, (shared, step), name) for c, step in enumerate(steps)}
+        data = da.Array(graph, key, chunks=chunks, dtype=np.dtype(output.dtype))
+        coords = {dim: acts.coords[dim] for dim in (CHECKPOINT, UNIT) if dim in acts.coords}
+        arrays[name] = xr.DataArray(data, dims=(CHECKPOINT, *output.dims), coords=coords)
+    n = n_blocks(asked.spec)
+    source = (
+        f"{asked.spec.path}: ranks of view topk where they suffice, else those of {n} blocks a checkpoint that the "
+        "zone map of view moments does not rule out"
     )
-    return result.assign_coords({RANK: np.arange(k)})
+    return Answer(arrays, source)
+
+
+def _rank(asked: Asked, step: int, k: int, threads: int) -> Mapping[str, Array]:
+    state = top_among(asked, step, k, threads)
+    return {"value": state.value, "example": state.example, "position": state.position}
+
+
+def _field(found: Mapping[str, Array], name: str) -> Array:
+    return found[name]

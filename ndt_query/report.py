@@ -19,7 +19,7 @@ from dask.base import compute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from ndt_query.activity import dead_units, top_examples
+from ndt_query.activity import dead_units
 from ndt_query.geometry import dimensionality
 from ndt_query.inputs import class_name
 from ndt_query.layers import Whole, each_layer, root_dataset
@@ -27,6 +27,7 @@ from ndt_query.performance import NEEDED, performance
 from ndt_query.plot import activations as unit_figures
 from ndt_query.plot import measures as measure_figures
 from ndt_query.plot.style import styled
+from ndt_query.ranking import top_examples
 from ndt_query.selectivity import selectivity_index
 from ndt_query.summary import summary
 from ndt_store.dims import CHECKPOINT, LAYER, UNIT

@@ -130,15 +130,19 @@ def each_block(
     visit: Callable[[int, NDArray[Any]], None],
     *,
     n_threads: int = 1,
+    skip: Callable[[int], bool] | None = None,
 ) -> None:
     """Read blocks of one array at one checkpoint and call ``visit(index, values)`` for each, from `n_threads` threads.
 
-    The values, shape (examples of the block, *other sizes), lie in a buffer that the thread uses again.
+    The values, shape (examples of the block, *other sizes), lie in a buffer that the thread uses again. `skip` is asked
+    just before a block is read.
     """
     entries = catalogue.record(step).arrays[spec.path].blocks
     own = threading.local()
 
     def one(index: int) -> None:
+        if skip is not None and skip(index):
+            return
         if not hasattr(own, "buffer"):
             own.buffer = np.empty(block_shape(spec), numpy_dtype(spec))
         read_block(catalogue.storage, spec, entries[index], own.buffer)
