@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from ndt_store.cliparts import emit, format_option, selection_options, store_argument, tell
+from ndt_store.cliparts import emit, explain_option, format_option, selection_options, store_argument, tell
 from ndt_store.dims import ACTIVATIONS
 from ndt_store.errors import NotFoundError
 from ndt_store.progress import progress_bar
@@ -17,7 +17,7 @@ from ndt_store.selection import Selection
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["report", "summary", "top"]
+__all__ = ["find", "report", "summary", "top"]
 
 UNITS_SHOWN = 10
 
@@ -25,8 +25,9 @@ UNITS_SHOWN = 10
 @click.command()
 @store_argument
 @selection_options()
+@explain_option
 @format_option
-def summary(store: str, selection: Selection, output_format: str) -> None:
+def summary(store: str, selection: Selection, explain: bool, output_format: str) -> None:
     """Tabulate every checkpoint and layer: units, dead ones, activity, dimensionality."""
     from ndt_query.summary import summary as summarise
 
@@ -35,7 +36,9 @@ def summary(store: str, selection: Selection, output_format: str) -> None:
     layers = _with_activations(opened, selection)
     with progress_bar("summarising") as advance:
         for done, layer in enumerate(layers, 1):
-            found = summarise(selection.apply(opened[layer])).compute()
+            asked = summarise(selection.apply(opened[layer]), explain=explain)
+            _explain(asked)
+            found = asked.compute()
             rows += [{"layer": layer, **row} for row in _rows(found)]
             advance(done, len(layers))
     emit(rows, output_format)
@@ -46,19 +49,18 @@ def summary(store: str, selection: Selection, output_format: str) -> None:
 @selection_options()
 @click.option("--unit", "units", type=int, multiple=True, help="Only this unit; may be given several times.")
 @click.option("-k", default=20, show_default=True, type=click.IntRange(min=1), help="Examples a unit.")
+@explain_option
 @format_option
-def top(store: str, selection: Selection, units: tuple[int, ...], k: int, output_format: str) -> None:
+def top(store: str, selection: Selection, units: tuple[int, ...], k: int, explain: bool, output_format: str) -> None:
     """List the examples that drive each unit most, exactly; ties go to the smaller example.
 
     Without --checkpoint the last one is asked; without --unit the first 10 units of each layer are listed.
     """
     from ndt_query.ranking import top_examples
-    from ndt_store.selection import pick
 
     opened = open_store(store)
     labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
-    if selection.checkpoint is None and len(opened.checkpoints):
-        selection = replace(selection, checkpoint=str(opened.checkpoints[-1]))
+    selection = _at_last(opened, selection)
     layers = _with_activations(opened, selection)
     rows: list[dict[str, Any]] = []
     n_left_out = 0
@@ -66,17 +68,61 @@ def top(store: str, selection: Selection, units: tuple[int, ...], k: int, output
         for done, layer in enumerate(layers, 1):
             data = selection.apply(opened[layer])
             if units:
-                wanted = ",".join(str(unit) for unit in units)
-                data = data.isel(unit=pick(wanted, data["unit"].values, "unit"))
+                data = data.isel(unit=_positions(units, data))
             else:
                 n_left_out += max(0, data.sizes["unit"] - UNITS_SHOWN)
                 data = data.isel(unit=slice(UNITS_SHOWN))
-            found = top_examples(data["activations"], k=k).compute()
+            asked = top_examples(data["activations"], k=k, explain=explain)
+            _explain(asked)
+            found = asked.compute()
             rows += [{"layer": layer, **row, "label": labels[row["example"]]} for row in _rows(found)]
             advance(done, len(layers))
     emit(rows, output_format)
     if n_left_out:
         tell(f"{n_left_out} more units are not listed: name them with --unit.")
+
+
+@click.command()
+@store_argument
+@selection_options()
+@click.option("--unit", "units", type=int, multiple=True, help="Only this unit; may be given several times.")
+@click.option("--above", "threshold", type=float, required=True, help="List examples with a larger value than this.")
+@click.option("--limit", default=10_000, show_default=True, type=click.IntRange(min=1), help="The most to list.")
+@explain_option
+@format_option
+def find(
+    store: str,
+    selection: Selection,
+    units: tuple[int, ...],
+    threshold: float,
+    limit: int,
+    explain: bool,
+    output_format: str,
+) -> None:
+    """Find every example in which a unit exceeds a threshold, largest first.
+
+    Without --checkpoint the last one is asked.
+    """
+    from ndt_query.filters import examples_above
+
+    opened = open_store(store)
+    labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
+    selection = _at_last(opened, selection)
+    rows: list[dict[str, Any]] = []
+    layers = _with_activations(opened, selection)
+    columns = ["layer", "checkpoint", "unit", "example", "value"]
+    with progress_bar("searching") as advance:
+        for done, layer in enumerate(layers, 1):
+            data = selection.apply(opened[layer])
+            data = data.isel(unit=_positions(units, data)) if units else data
+            found = examples_above(data["activations"], threshold, limit=limit, explain=explain)
+            _explain(found)
+            rows += [
+                {"layer": layer, **row, "label": labels[row["example"]]}
+                for row in found.to_dataframe().to_dict("records")
+            ]
+            advance(done, len(layers))
+    emit(rows, output_format, columns=list(rows[0]) if rows else columns)
 
 
 @click.command()
@@ -92,6 +138,23 @@ def report(store: str, out: str | None) -> None:
         page = write(opened, folder, progress=advance)
     tell("open this page in a browser:")
     click.echo(page)
+
+
+def _at_last(store: Store, selection: Selection) -> Selection:
+    if selection.checkpoint is None and len(store.checkpoints):
+        return replace(selection, checkpoint=str(store.checkpoints[-1]))
+    return selection
+
+
+def _positions(units: tuple[int, ...], data: xr.Dataset) -> Any:
+    from ndt_store.selection import pick
+
+    return pick(",".join(str(unit) for unit in units), data["unit"].values, "unit")
+
+
+def _explain(answer: xr.Dataset) -> None:
+    if "explain" in answer.attrs:
+        tell(answer.attrs["explain"])
 
 
 def _with_activations(store: Store, selection: Selection) -> list[str]:

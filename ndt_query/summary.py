@@ -58,4 +58,11 @@ def summary(
         "participation_ratio": dimension["participation_ratio"],
         "nan_count": alive["nan_count"].sum(UNIT),
     }
-    return described(variables, acts, "summary by checkpoint and layer", {"positions": positions}, squeeze=False)
+    return described(
+        variables,
+        acts,
+        "summary by checkpoint and layer",
+        {"positions": positions},
+        squeeze=False,
+        explain=alive.attrs["explain"] if explain else "",
+    )

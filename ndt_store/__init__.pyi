@@ -17,6 +17,8 @@ from .errors import (
 from .reader import Store, open_store
 from .schema import ArraySpec, Schema
 from .verify import Finding, VerifyReport, verify
+from .views.build import IndexReport, index_store
+from .views.shelf import ViewWarning
 from .writer import StoreWriter
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Finding",
     "FormatVersionError",
     "IncompleteStoreError",
+    "IndexReport",
     "IntegrityError",
     "InvalidInputError",
     "MemoryBudgetError",
@@ -40,6 +43,8 @@ __all__ = [
     "StoreLockedError",
     "StoreWriter",
     "VerifyReport",
+    "ViewWarning",
+    "index_store",
     "open_store",
     "verify",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
@@ -71,7 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run `ndt` and exit; an expected error becomes one sentence on stderr and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        result = cli.main(given, prog_name="ndt", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: tell(f"ndt: {message}")
+            result = cli.main(given, prog_name="ndt", standalone_mode=False)
     except NdtError as error:
         if "--debug" in given:
             traceback.print_exc()
@@ -186,10 +189,32 @@ def verify(store: str, read_data: bool, output_format: str) -> None:
     say(
         f"{report.path}: {report.n_documents} documents, {report.n_commits} commits, {report.n_blocks} blocks "
         f"({human_nbytes(report.nbytes)}) {looked}; "
-        + ("everything is as committed." if report.ok else f"{len(report.findings)} findings.")
+        + (f"{len(report.findings)} findings." if report.findings else "everything is as committed.")
     )
     if not report.ok:
         sys.exit(EXIT_DAMAGED)
+
+
+@cli.command()
+@store_argument
+@selection_options("layer", "checkpoint")
+@click.option("--force", is_flag=True, help="Make views again that are there and good.")
+def index(store: str, selection: Selection, force: bool) -> None:
+    """Make the views that are missing, stale or damaged: moments, zone maps, rankings.
+
+    A capture makes them while it writes; this is for stores from elsewhere, or after an interrupted capture.
+    """
+    from ndt_store.views.build import index_store
+
+    opened = open_store(store)
+    steps = opened.checkpoints
+    chosen = [int(step) for step in steps[pick(selection.checkpoint, steps, "checkpoint")]]
+    with progress_bar("indexing") as advance:
+        report = index_store(opened, layers=selection.layers(opened), checkpoints=chosen, force=force, progress=advance)
+    click.echo(
+        f"{opened.path}: views of {report.n_made} arrays and checkpoints made, {report.n_present} were there; "
+        f"{human_nbytes(report.nbytes)} of views beside {human_nbytes(report.array_nbytes)} of arrays."
+    )
 
 
 @cli.command()

@@ -26,6 +26,7 @@ __all__ = [
     "EXIT_USAGE",
     "emit",
     "exit_code",
+    "explain_option",
     "format_option",
     "selection_options",
     "store_argument",
@@ -47,6 +48,9 @@ format_option = click.option(
     show_default=True,
     help="How to print the result.",
 )
+
+
+explain_option = click.option("--explain", is_flag=True, help="Say on stderr where each answer comes from.")
 
 
 _SELECTORS: Final = {

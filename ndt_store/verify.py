@@ -7,6 +7,7 @@ Block files are compared in size, and with ``read_data`` in content, with what t
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,16 @@ from ndt_store.errors import IntegrityError, StorageError
 from ndt_store.layout import ROOT_DOCUMENT, block_shape, documents, numpy_dtype
 from ndt_store.reader import Store
 from ndt_store.schema import ArraySpec
+from ndt_store.views.frame import frame_of, has_views
+from ndt_store.views.kinds import MomentsView, TopView
+from ndt_store.views.shelf import DAMAGED as DAMAGED_VIEW
+from ndt_store.views.shelf import STALE, look, view_key
 
 __all__ = ["Finding", "VerifyReport", "verify"]
 
 DAMAGED = "damaged"
 INCOMPLETE = "incomplete"
+VIEW = "view"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,9 @@ class Finding:
 
     Parameters
     ----------
-    severity : {"damaged", "incomplete"}
-        Damage means that committed data are lost or altered; incomplete means that a capture has not finished.
+    severity : {"damaged", "incomplete", "view"}
+        Damage means that committed data are lost or altered; incomplete means that a capture has not finished; a view
+        that is damaged or stale costs time and no data.
     array, block : str
         Path of the array and key of the block or file; "" where none is concerned.
     message : str
@@ -65,8 +72,8 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong and nothing is missing."""
-        return not self.findings
+        """Whether nothing is wrong and nothing is missing; views can be made again and do not count."""
+        return all(finding.severity == VIEW for finding in self.findings)
 
 
 def verify(
@@ -79,7 +86,8 @@ def verify(
     store : Store
         What to check, as of now.
     read_data : bool
-        Also read, checksum and decode every committed block. Without it files are only counted and measured.
+        Also read, checksum and decode every committed block, and every view. Without it files are only counted and
+        measured, and views passed over.
     n_threads : int
         Blocks read at once.
     progress : callable, optional
@@ -122,6 +130,8 @@ def verify(
             findings.extend(finding)
             if progress is not None:
                 progress(done, len(work))
+    if read_data:
+        findings.extend(_check_views(catalogue))
     return VerifyReport(
         catalogue.storage.path,
         read_data,
@@ -139,6 +149,19 @@ def _read(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Find
     except IntegrityError as error:
         return [Finding(DAMAGED, error.array, error.block, str(error))]
     return []
+
+
+def _check_views(catalogue: Catalogue) -> Iterator[Finding]:
+    for spec in filter(has_views, catalogue.schema.cubes):
+        try:
+            frame = frame_of(catalogue, spec)
+            for step, kind in itertools.product(catalogue.committed, (MomentsView, TopView)):
+                _, state, why = look(catalogue, frame, step, kind)
+                if state in (STALE, DAMAGED_VIEW):
+                    key = view_key(kind.name, spec, step)
+                    yield Finding(VIEW, spec.path, key, f"View {key} is {state} ({why}); `ndt index` makes it again.")
+        except (IntegrityError, StorageError):
+            return  # labels or records are damaged, which is found and named where they are read
 
 
 def _measure(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Finding]:

@@ -6,6 +6,7 @@ views to the last bit: parts whose sums round are merged in block order, and the
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from ndt_store.views.classes import ClassSums
 from ndt_store.views.frame import Frame, frame_of, has_views
 from ndt_store.views.kinds import K, MomentsView, TopView
 from ndt_store.views.moments import Moments
-from ndt_store.views.shelf import keep, load
+from ndt_store.views.shelf import keep, load, view_key
 from ndt_store.views.topk import TopK
 
 __all__ = ["BlockSummary", "IndexReport", "UnitViews", "each_block", "index_store", "make_views"]
@@ -164,10 +165,20 @@ def each_block(
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """What `index_store` did, counted in arrays and checkpoints: views that were there, and views that were made."""
+    """What `index_store` did.
+
+    Parameters
+    ----------
+    n_present, n_made : int
+        Arrays and checkpoints whose views were there, and whose views were made.
+    nbytes, array_nbytes : int
+        Size of those views on disk, and of the arrays that they are of, decoded.
+    """
 
     n_present: int
     n_made: int
+    nbytes: int
+    array_nbytes: int
 
 
 def index_store(
@@ -216,7 +227,7 @@ def index_store(
     for layer in layers or ():
         store.require_layer(layer)
     work = list(_work(store, layers, checkpoints))
-    present = made = 0
+    present = made = nbytes = array_nbytes = 0
     for done, (spec, step) in enumerate(work, 1):
         frame = frame_of(catalogue, spec)
         if not force and all(load(catalogue, frame, step, kind)[0] is not None for kind in (MomentsView, TopView)):
@@ -224,9 +235,11 @@ def index_store(
         else:
             make_views(catalogue, spec, step, n_threads=n_threads, save=False).keep(catalogue, frame, step)
             made += 1
+        nbytes += sum(catalogue.storage.size(view_key(kind.name, spec, step)) or 0 for kind in (MomentsView, TopView))
+        array_nbytes += math.prod(spec.sizes) * numpy_dtype(spec).itemsize
         if progress is not None:
             progress(done, len(work))
-    return IndexReport(present, made)
+    return IndexReport(present, made, nbytes, array_nbytes)
 
 
 def _work(

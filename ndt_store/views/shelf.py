@@ -21,9 +21,11 @@ from ndt_store.schema import ArraySpec
 from ndt_store.views.files import ViewFile, decode, encode
 from ndt_store.views.frame import Frame
 
-__all__ = ["PREFIX", "View", "ViewWarning", "covers", "keep", "load", "view_key"]
+__all__ = ["PREFIX", "View", "ViewWarning", "covers", "keep", "load", "look", "view_key"]
 
 PREFIX: Final = "views"
+STALE: Final = "stale"
+DAMAGED: Final = "damaged"
 _HEADER_NBYTES: Final = 1 << 17
 
 
@@ -72,12 +74,25 @@ def covers(catalogue: Catalogue, step: int) -> tuple[str, str]:
 def load(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[V | None, str]:
     """Return the view of an array at a committed checkpoint, or None and why there is none to use.
 
-    Costs one read of the file; reads the commit record once for each catalogue.
+    Costs one read of the file; reads the commit record once for each catalogue. Warns of a damaged or stale view.
     """
+    view, state, why = look(catalogue, frame, step, kind)
+    if state in (STALE, DAMAGED):
+        warnings.warn(
+            f"View {view_key(kind.name, frame.spec, step)} of {catalogue.storage.path} is {state} ({why}) and is not "
+            "used: its numbers come from the blocks, and `ndt index` replaces it.",
+            ViewWarning,
+            stacklevel=2,
+        )
+    return view, state
+
+
+def look(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[V | None, str, str]:
+    """Return a view or None, in what state it is, "" for one that may be used, and what is wrong with it."""
     key = view_key(kind.name, frame.spec, step)
     size = catalogue.storage.size(key)
     if size is None:
-        return None, "not made yet"
+        return None, "not made yet", ""
     try:
         if size > kind.largest_nbytes(frame) + _HEADER_NBYTES:
             raise ValueError(f"it has {size} bytes")
@@ -85,22 +100,12 @@ def load(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[
         if (found.view, found.array, found.checkpoint) != (kind.name, frame.spec.path, step):
             raise ValueError(f"it says that it is view {found.view} of {found.array} at {found.checkpoint}")
         if found.version != kind.version:
-            return None, f"made by version {found.version} where this is {kind.version}"
+            return None, f"made by version {found.version} where this is {kind.version}", ""
         if found.covers != covers(catalogue, step):
-            return None, _warn(catalogue, key, "stale", "it was made from another commit")
-        return kind.from_arrays(frame, found.meta, found.arrays), ""
+            return None, STALE, "it was made from another commit"
+        return kind.from_arrays(frame, found.meta, found.arrays), "", ""
     except (ValueError, FileNotFoundError, StorageError) as error:
-        return None, _warn(catalogue, key, "damaged", str(error))
-
-
-def _warn(catalogue: Catalogue, key: str, state: str, why: str) -> str:
-    warnings.warn(
-        f"View {key} of {catalogue.storage.path} is {state} ({why}) and is not used: it is made again from the "
-        "blocks, and `ndt index` replaces it.",
-        ViewWarning,
-        stacklevel=2,
-    )
-    return state
+        return None, DAMAGED, str(error)
 
 
 def keep(catalogue: Catalogue, frame: Frame, step: int, view: View) -> None:
