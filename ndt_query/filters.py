@@ -107,10 +107,9 @@ def examples_above(
         source = f"a pass over the values ({why})"
     hits = collected.ordered(example_ids(acts))
     result = _labelled(acts, hits)
-    result = described(
-        result.data_vars, acts, "examples in which a unit exceeds a threshold",
-        {"threshold": float(threshold), "limit": limit}, squeeze=False, explain=source if explain else "",
-    )  # fmt: skip
+    variables = {str(name): values for name, values in result.data_vars.items()}
+    what, parameters = "examples in which a unit exceeds a threshold", {"threshold": float(threshold), "limit": limit}
+    result = described(variables, acts, what, parameters, squeeze=False, explain=source if explain else "")
     return result.assign_attrs({"blocks_read": read, "blocks": total} if asked is not None else {})
 
 

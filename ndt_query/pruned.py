@@ -59,7 +59,8 @@ class Blocks:
 
     def rows(self, index: int) -> NDArray[np.intp]:
         """Return the selected examples of a block, as positions on the example axis."""
-        return self._rows[index]
+        rows: NDArray[np.intp] = self._rows[index]
+        return rows
 
     def examples(self, index: int) -> NDArray[np.int64]:
         """Return the identifiers of the selected examples of a block."""

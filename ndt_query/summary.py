@@ -58,11 +58,6 @@ def summary(
         "participation_ratio": dimension["participation_ratio"],
         "nan_count": alive["nan_count"].sum(UNIT),
     }
-    return described(
-        variables,
-        acts,
-        "summary by checkpoint and layer",
-        {"positions": positions},
-        squeeze=False,
-        explain=alive.attrs["explain"] if explain else "",
-    )
+    source = alive.attrs["explain"] if explain else ""
+    parameters = {"positions": positions}
+    return described(variables, acts, "summary by checkpoint and layer", parameters, squeeze=False, explain=source)

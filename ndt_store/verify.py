@@ -155,7 +155,8 @@ def _check_views(catalogue: Catalogue) -> Iterator[Finding]:
     for spec in filter(has_views, catalogue.schema.cubes):
         try:
             frame = frame_of(catalogue, spec)
-            for step, kind in itertools.product(catalogue.committed, (MomentsView, TopView)):
+            kinds: tuple[type[MomentsView | TopView], ...] = (MomentsView, TopView)
+            for step, kind in itertools.product(catalogue.committed, kinds):
                 _, state, why = look(catalogue, frame, step, kind)
                 if state in (STALE, DAMAGED_VIEW):
                     key = view_key(kind.name, spec, step)

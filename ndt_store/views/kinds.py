@@ -93,7 +93,7 @@ class MomentsView:
         return {}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return what is kept; counts that follow from the array's shape, and extremes that follow from zones, are not."""
+        """Return what is kept: what follows from the array's shape or from the zones is not."""
         m = self.moments
         found = {
             "counts": np.stack([m.nan_count[0], m.active_examples[0]]),
