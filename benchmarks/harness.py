@@ -27,7 +27,6 @@ __all__ = [
     "is_quick",
     "n_cores",
     "race",
-    "resident_share",
     "sized",
     "slower_of",
 ]

@@ -1,5 +1,7 @@
 """Where peers put what they keep: files, arrays and containers, with and without waiting for the disk."""
 
+# ruff: noqa: D102 - the methods are documented once, in the protocol
+
 from __future__ import annotations
 
 import os
