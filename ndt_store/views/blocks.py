@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SLAB_ELEMENTS", "Array", "Block", "as_block", "as_float", "position_means", "spans"]
+__all__ = ["SLAB_ELEMENTS", "Array", "Block", "as_block", "as_float", "position_means", "slabs", "spans"]
 
 Array: TypeAlias = NDArray[Any]
 Block: TypeAlias = NDArray[Any]
@@ -17,6 +17,8 @@ Block: TypeAlias = NDArray[Any]
 
 SLAB_ELEMENTS: Final = 1 << 17
 """Elements handled at a time: 512 KiB as float32 and 1 MiB as float64, about a core's own cache."""
+
+_ROWS: Final = 1 << 30
 
 
 def as_block(values: Array, n_before: int) -> Block:
@@ -56,21 +58,38 @@ def spans(length: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
+def slabs(block: Block) -> Iterator[tuple[int, slice, Array]]:
+    """Walk through a block in the form that compiled kernels read: C-contiguous float32 or float64.
+
+    Yields
+    ------
+    tuple of int, slice, ndarray (example, token, unit, position)
+        Checkpoint, run of examples, and their values: of a block in that form all examples of a checkpoint without a
+        copy, of any other a copy of about 1 MiB. A block without values yields nothing.
+    """
+    if not block.size:
+        return
+    in_form = block.dtype in (np.float32, np.float64) and block.flags.c_contiguous
+    n_examples, row = block.shape[1], math.prod(block.shape[2:])
+    # Kernels count rows of one call in 32 bits.
+    step = _ROWS // block.shape[2] if in_form else SLAB_ELEMENTS // row
+    for c, values in enumerate(block):
+        for rows in spans(n_examples, step):
+            yield c, rows, np.ascontiguousarray(as_float(values[rows]))
+
+
 def position_means(block: Block) -> NDArray[np.float64]:
     """Mean over the positions of each example, (checkpoint, example, unit), accumulated in float64.
 
     NaN anywhere in an example makes that unit's mean NaN. One pass; temporaries stay within a slab.
     """
     n_checkpoints, n_examples, n_tokens, n_units, n_positions = block.shape
-    means = np.empty((n_checkpoints, n_examples, n_units))
     if n_tokens == n_positions == 1:
-        means[...] = block[:, :, 0, :, 0]
-        return means
-    step = SLAB_ELEMENTS // max(1, n_tokens * n_units * n_positions)
-    ones = np.ones(n_positions)
-    for c in range(n_checkpoints):
-        for rows in spans(n_examples, step):
-            slab = block[c, rows].astype(np.float64)
-            means[c, rows] = (slab @ ones).sum(axis=1) if n_tokens > 1 else slab[:, 0] @ ones
+        return block[:, :, 0, :, 0].astype(np.float64)
+    from ndt_store.views import compiled
+
+    means = np.zeros((n_checkpoints, n_examples, n_units))
+    for c, rows, slab in slabs(block):
+        compiled.add_positions(slab, means[c, rows])
     means /= n_tokens * n_positions
     return means

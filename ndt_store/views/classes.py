@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_store.views.blocks import Array, Block, position_means
+from ndt_store.views.blocks import Array, Block
+from ndt_store.views.sums import Sums, reduce_block
 
-__all__ = ["ClassSums", "finalise", "merge", "one_hot", "update"]
+__all__ = ["ClassSums", "finalise", "from_sums", "merge", "one_hot", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +37,15 @@ def one_hot(codes: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
     return np.asarray(codes[..., None, :] == np.arange(n_classes)[:, None], dtype=np.float64)
 
 
+def from_sums(sums: Sums, codes: NDArray[np.int64]) -> ClassSums:
+    """Turn the sums of one block, whose examples have the class codes `codes` (example,), into its state."""
+    n_classes = sums.class_total.shape[1]
+    return ClassSums(sums.class_total, np.bincount(codes, minlength=n_classes), sums.nan_examples)
+
+
 def update(block: Block, codes: NDArray[np.int64], n_classes: int) -> ClassSums:
-    """State of one block whose examples have the class codes `codes` (example,)."""
-    means = position_means(block)
-    missing = np.isnan(means)
-    total = np.zeros((block.shape[0], n_classes, block.shape[3]))
-    # A product with 0 and 1 would spread one class's NaN and Inf over all of them.
-    if np.isfinite(means).all():
-        np.matmul(one_hot(codes, n_classes), means, out=total)
-    else:
-        for code in range(n_classes):
-            total[:, code] = means[:, codes == code].sum(axis=1)
-    return ClassSums(total, np.bincount(codes, minlength=n_classes), missing.sum(axis=1))
+    """State of one block whose examples have the class codes `codes` (example,), ``0 <= code < n_classes``."""
+    return from_sums(reduce_block(block, codes=codes, n_classes=n_classes), codes)
 
 
 def merge(left: ClassSums, right: ClassSums) -> ClassSums:

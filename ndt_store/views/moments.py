@@ -1,32 +1,20 @@
 """Moments of each unit over examples and positions: one pass, mergeable, float64 throughout.
 
-A block is walked in slabs that fit a core's cache, so that the memory is read once although six reductions are made.
-Each slab gives partial counts, means and sums of squared deviations, and partials are joined by the pairwise update
-of Chan, Golub and LeVeque (1983), which is also how states of different blocks merge. NaN is counted, never skipped.
+A block is read once by a compiled kernel, `ndt_store.views.sums`, and states of different blocks are joined by the
+pairwise update of Chan, Golub and LeVeque (1983). NaN is counted, never skipped.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Final
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_store.views.blocks import SLAB_ELEMENTS, Array, Block, as_float, spans
+from ndt_store.views.blocks import Array, Block
+from ndt_store.views.sums import Sums, reduce_block
 
-__all__ = ["Moments", "finalise", "merge", "update", "zero"]
-
-_CANCELLATION: Final = 1e-7
-"""Share of the raw second moment under which subtracting the mean's has cost too many digits."""
-
-_COLUMNS: Final = 2048
-"""Unit and position columns that are reduced together: enough for vector code, few enough for long runs of examples."""
-
-_COLUMNS_AT_LEAST: Final = 64
-
-_COUNTER_LIMIT: Final = 255
-"""What an uint8 counter holds."""
+__all__ = ["Moments", "finalise", "from_sums", "merge", "update", "zero"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -116,6 +104,30 @@ def finalise(state: Moments) -> dict[str, Array]:
     return counts | {name: np.where(unknown, np.nan, value) for name, value in results.items()}
 
 
+def from_sums(sums: Sums) -> Moments:
+    """Turn the sums of one block into its state."""
+    if sums.n_values == 0:
+        return replace(zero(*sums.shift.shape), n_examples=np.full(sums.shift.shape, sums.n_examples))
+    n = sums.n_values
+    with np.errstate(invalid="ignore", over="ignore"):
+        m2 = np.maximum(sums.square - sums.difference * (sums.difference / n), 0.0)
+        # Finite values with squares too large for float64 have an infinite spread, as in numpy, not an unknown one.
+        m2[np.isinf(sums.square) & np.isfinite(sums.minimum) & np.isfinite(sums.maximum)] = np.inf
+        mean = sums.shift + sums.difference / n
+    return Moments(
+        np.full(mean.shape, n),
+        sums.nan_count,
+        np.full(mean.shape, sums.n_examples),
+        sums.active_examples,
+        sums.active,
+        mean,
+        m2,
+        sums.magnitude / n,
+        sums.minimum,
+        sums.maximum,
+    )
+
+
 def update(block: Block, threshold: float = 0.0) -> Moments:
     """State of one block.
 
@@ -124,110 +136,6 @@ def update(block: Block, threshold: float = 0.0) -> Moments:
     block : ndarray (checkpoint, example, token, unit, position)
         Activations of any real dtype.
     threshold : float
-        A value is active when its magnitude exceeds this.
+        A value is active when its magnitude exceeds this, compared in the precision of the values.
     """
-    n_checkpoints, n_examples, n_tokens, n_units, n_positions = block.shape
-    state = zero(n_checkpoints, n_units)
-    if n_examples == 0:
-        return state
-    state.count[...] = n_examples * n_tokens * n_positions
-    state.n_examples[...] = n_examples
-    columns = max(_COLUMNS_AT_LEAST, min(_COLUMNS, SLAB_ELEMENTS // n_tokens))
-    # Fresh memory for each slab would cost as much in page faults as the arithmetic.
-    largest = max(SLAB_ELEMENTS, n_tokens * n_positions * max(1, columns // n_positions))
-    scratch = _Scratch(np.empty(largest), np.empty(largest, np.float32), np.empty(largest, np.bool_))
-    with np.errstate(invalid="ignore", over="ignore"):
-        for c in range(n_checkpoints):
-            for units in spans(n_units, columns // n_positions):
-                _update_stripe(block[c, :, :, units], threshold, state, (c, units), scratch)
-    return state
-
-
-@dataclass(frozen=True, slots=True)
-class _Scratch:
-    """Memory for one slab at a time, used over and over."""
-
-    exact: F64
-    counts: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-
-
-def _update_stripe(values: Array, threshold: float, state: Moments, at: tuple[int, slice], scratch: _Scratch) -> None:
-    """Put the moments of (example, token, unit, position) into the state at some units of one checkpoint."""
-    n_examples, n_tokens, n_units, n_positions = values.shape
-    n_columns = n_units * n_positions
-    runs = list(spans(n_examples, min(_COUNTER_LIMIT, SLAB_ELEMENTS // (n_tokens * n_columns))))
-    total, absolute, m2 = (np.empty((len(runs), n_columns)) for _ in range(3))
-    low, high = np.full(n_columns, np.inf), np.full(n_columns, -np.inf)
-    for r, rows in enumerate(runs):
-        slab = as_float(values[rows])
-        flat = slab.reshape(-1, n_columns)
-        lowest = flat.min(axis=0)
-        np.minimum(low, lowest, out=low)
-        np.maximum(high, flat.max(axis=0), out=high)
-        floor = float(lowest.min())
-        if np.isnan(floor):
-            state.nan_count[at] += np.isnan(slab).sum(axis=(0, 1, 3))
-        _count_active(slab, floor, threshold, state, at, scratch)
-        n = len(flat)
-        ones = np.ones(n)
-        exact = scratch.exact[: flat.size].reshape(flat.shape)
-        np.copyto(exact, flat)
-        total[r] = ones @ exact
-        absolute[r] = total[r] if floor >= 0 else ones @ np.abs(exact)
-        np.multiply(exact, exact, out=exact)
-        m2[r] = _deviations(total[r], ones @ exact, flat)
-    weight = np.array([float((rows.stop - rows.start) * n_tokens) for rows in runs])
-    state.mean[at], state.m2[at], state.abs_mean[at] = _combine(weight, total, absolute, m2, n_positions)
-    state.minimum[at] = low.reshape(n_units, n_positions).min(axis=1)
-    state.maximum[at] = high.reshape(n_units, n_positions).max(axis=1)
-
-
-def _deviations(total: F64, squares: F64, values: Array) -> F64:
-    """Sum of squared deviations of each column, from the raw moments where these carry the digits."""
-    n = len(values)
-    if n == 1:
-        return np.where(np.isfinite(total), 0.0, np.nan)
-    m2 = np.maximum(squares - total * total / n, 0.0)
-    poor = (m2 < _CANCELLATION * squares) & (squares > 0)
-    if poor.any():
-        chosen = values[:, poor].astype(np.float64)
-        m2[poor] = ((chosen - chosen.mean(axis=0)) ** 2).sum(axis=0)
-    return m2
-
-
-def _combine(weight: F64, total: F64, absolute: F64, m2: F64, n_positions: int) -> tuple[F64, F64, F64]:
-    """Join the partials (run, unit and position), of `weight` values each, into unit means and deviations from them."""
-    shape = (len(weight), -1, n_positions)
-    total, absolute, m2 = (part.reshape(shape) for part in (total, absolute, m2))
-    n = weight.sum() * n_positions
-    mean = total.sum(axis=(0, 2)) / n
-    between = (total / weight[:, None, None] - mean[:, None]) ** 2
-    return mean, m2.sum(axis=(0, 2)) + weight @ between.sum(axis=2), absolute.sum(axis=(0, 2)) / n
-
-
-def _count_active(
-    slab: Array, floor: float, threshold: float, state: Moments, at: tuple[int, slice], scratch: _Scratch
-) -> None:
-    """Count active values, and examples with one, of (example, token, unit, position)."""
-    mask = np.greater(slab, threshold, out=scratch.mask[: slab.size].reshape(slab.shape))
-    if not floor >= -threshold:  # also when floor is NaN
-        mask |= slab < -threshold
-    n_tokens, n_positions = slab.shape[1], slab.shape[3]
-    if n_tokens == n_positions == 1:
-        count = _count_true(mask[:, 0, :, 0])
-        state.active[at] += count
-        state.active_examples[at] += count
-        return
-    # A product with ones counts faster than a reduction along short runs; float32 counts exactly up to 2^24.
-    counts = scratch.counts[: mask.size].reshape(mask.shape)
-    np.copyto(counts, mask)
-    by_token = counts[..., 0] if n_positions == 1 else counts @ np.ones(n_positions, np.float32)
-    by_example = by_token[:, 0] if n_tokens == 1 else by_token.sum(axis=1)
-    state.active[at] += by_example.sum(axis=0, dtype=np.float64).astype(np.int64)
-    state.active_examples[at] += _count_true(by_example > 0)
-
-
-def _count_true(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Count along the first axis, of at most 255 entries: bytes are added many at a time."""
-    return np.asarray(np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8))
+    return from_sums(reduce_block(block, threshold))

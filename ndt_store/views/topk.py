@@ -1,9 +1,8 @@
 """The k examples that drive each unit most: exact, streaming, mergeable.
 
 An example counts once for each unit, by its largest value over positions. Order is total: larger values first, equal
-ones by example id, and equal positions of one example by the first. NaN is larger than every number, as it is for
-`numpy.max`: it leads the ranking instead of vanishing from it. Where there is a NaN, values are compared
-as integers of the same order, which makes it an ordinary value.
+ones by example id, and equal positions of one example by the first; -0.0 equals 0.0. NaN is larger than every number,
+as it is for `numpy.max`: it leads the ranking instead of vanishing from it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ndt_store.errors import InvalidInputError
 from ndt_store.views.blocks import Array, Block, as_float
+from ndt_store.views.sums import reduce_block
 
 __all__ = ["TopK", "merge", "update"]
 
@@ -36,49 +37,61 @@ def sort_keys(values: Array) -> I64:
     return np.asarray(bits ^ ((bits >> 63) & np.int64(0x7FFF_FFFF_FFFF_FFFF)))
 
 
-def update(block: Block, example_ids: I64, k: int) -> TopK:
-    """State of one block; `example_ids` (example,) name its examples, in any order."""
-    order = np.argsort(example_ids, kind="stable")
-    sorted_already = bool((order == np.arange(len(order))).all())
-    block = as_float(block if sorted_already else block[:, order])
-    # NaN propagates through max, which is the policy.
-    alone = block.shape[2] == block.shape[4] == 1
-    best = block[:, :, 0, :, 0] if alone else block.max(axis=(2, 4))
-    best = np.ascontiguousarray(best.transpose(0, 2, 1))
-    rows = _leading(sort_keys(best) if np.isnan(best).any() else best, min(k, best.shape[2]))
-    value = np.take_along_axis(best, rows, axis=2)
-    position = _positions(block, rows)
-    return TopK(value, example_ids[order][rows], position)
+def update(block: Block, example_ids: I64, k: int, *, best: Array | None = None, start: TopK | None = None) -> TopK:
+    """State of one block, or of it and all before it.
 
+    Parameters
+    ----------
+    block : ndarray (checkpoint, example, token, unit, position)
+        Activations of any real dtype; what is not float32 is ranked as float64.
+    example_ids : ndarray of int64 (example,)
+        Ids of the block's examples, all different, in any order.
+    k : int
+        Ranks to keep; the state has ``min(k, examples seen)`` of them.
+    best : ndarray (checkpoint, example, unit), optional
+        `ndt_store.views.fused.Summary.best` of the block, which saves a pass over its memory.
+    start : TopK, optional
+        State of other examples of the same units with the same `k`. The result is ``merge(start, update(block), k)``,
+        at a fraction of the cost, because most values are smaller than the k-th so far.
 
-def _leading(keys: Array, k: int) -> I64:
-    """Return indices of the k largest keys along the last axis, descending, ties by index; keys hold no NaN."""
-    n = keys.shape[-1]
-    cut = np.partition(keys, n - k, axis=-1)[..., n - k, None]
-    chosen = keys >= cut
-    crowded = np.count_nonzero(chosen, axis=-1) > k
-    if crowded.any():
-        # Ties at the cut, as in every dead unit: keep the first of them.
-        tied, bound = keys[crowded], cut[crowded]
-        above, equal = tied > bound, tied == bound
-        room = k - np.count_nonzero(above, axis=-1, keepdims=True)
-        chosen[crowded] = above | (equal & (np.cumsum(equal, axis=-1) <= room))
-    indices = np.nonzero(chosen)[-1].reshape(*keys.shape[:-1], k)
-    order = np.argsort(-np.take_along_axis(keys, indices, axis=-1), axis=-1, kind="stable")
-    return np.asarray(np.take_along_axis(indices, order, axis=-1))
+    Raises
+    ------
+    InvalidInputError
+        If `example_ids`, `best` or `start` do not fit the block.
+    """
+    from ndt_store.views import insertion
 
-
-def _positions(block: Block, rows: I64) -> I64:
-    """First position of the maximum, token-major, for the chosen examples of each unit."""
-    n_checkpoints, _, n_tokens, n_units, n_positions = block.shape
-    position = np.zeros(rows.shape, np.int64)
-    if n_tokens == n_positions == 1:
-        return position
-    for c in range(n_checkpoints):
-        for unit in range(n_units):
-            chosen = block[c, rows[c, unit], :, unit, :]
-            position[c, unit] = chosen.reshape(len(chosen), -1).argmax(axis=-1)
-    return position
+    n_checkpoints, n_examples, n_tokens, n_units, n_positions = block.shape
+    ids = np.ascontiguousarray(example_ids, dtype=np.int64)
+    if best is None:
+        best = reduce_block(block, best=True).best
+    start = start or TopK(*(np.empty((n_checkpoints, n_units, 0), kind) for kind in (best.dtype, np.int64, np.int64)))
+    for name, found, expected in (
+        ("example_ids", ids.shape, (n_examples,)),
+        ("best", best.shape, (n_checkpoints, n_examples, n_units)),
+        ("start", start.value.shape[:2], (n_checkpoints, n_units)),
+    ):
+        if found != expected:
+            raise InvalidInputError(
+                f"{name} has shape {found} beside a block of shape {block.shape}, which needs {expected}:"
+                " give what belongs to the same examples and units"
+            )
+    held = TopK(*(np.ascontiguousarray(part[..., :k]) for part in (start.value, start.example, start.position)))
+    n_held = held.value.shape[2]
+    shape = (n_checkpoints, n_units, min(k, n_held + n_examples))
+    dtype = np.float32 if best.dtype == held.value.dtype == np.float32 else np.float64
+    value, (source, example, position) = np.empty(shape, dtype), np.empty((3, *shape), np.int64)
+    value[..., :n_held], source[..., :n_held] = held.value, -1 - np.arange(n_held)
+    has_positions = n_tokens * n_positions > 1
+    for c in range(n_checkpoints if value.size else 0):
+        if n_examples:
+            largest = np.ascontiguousarray(best[c], dtype=dtype)
+            insertion.insert(largest, ids, held.example[c], n_held, value[c], source[c])
+        searched = as_float(block[c] if has_positions else block[c, :0])
+        insertion.resolve(
+            searched, ids, held.example[c], held.position[c], value[c], source[c], example[c], position[c]
+        )
+    return TopK(value, example, position)
 
 
 def merge(left: TopK, right: TopK, k: int) -> TopK:
