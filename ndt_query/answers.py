@@ -7,7 +7,7 @@ pass. Every answer says in one line where it comes from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,8 @@ from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
 from ndt_query.reduce import ADVICE, Output, Reduction, reduce_examples
 from ndt_query.threads import TASK_PREFIX, install
 from ndt_query.viewed import Finalise, Viewed
-from ndt_store.catalogue import Catalogue
 from ndt_store.dims import CHECKPOINT, UNIT
 from ndt_store.layout import block_nbytes, n_blocks
-from ndt_store.schema import ArraySpec
 from ndt_store.views.blocks import Array
 from ndt_store.views.shelf import load
 
@@ -49,6 +47,7 @@ def answer(
     what: str,
     memory: int | str | None,
     views: bool,
+    advice: str = ADVICE,
 ) -> Answer:
     """Answer a question from views, or by reduction where they do not answer it exactly.
 
@@ -68,6 +67,8 @@ def answer(
         As for `ndt_query.budget.allowed_nbytes`.
     views : bool
         Whether views may answer.
+    advice : str
+        What to do where the budget is too small, for messages.
 
     Returns
     -------
@@ -83,9 +84,9 @@ def answer(
     if asked is not None:
         why = viewed.refusal(asked)
         if not why:
-            return _from_views(asked, viewed, reduction.outputs(), acts.coords, what, memory)
+            return _from_views(asked, viewed, reduction.outputs(), acts.coords, what, memory, advice)
     where = "/".join(str(given.attrs[key]) for key in ("layer", "kind") if key in given.attrs) or "the array"
-    found = reduce_examples(acts, reduction, what=what, memory=memory)
+    found = reduce_examples(acts, reduction, what=what, memory=memory, advice=advice)
     return Answer(found, f"{where}: a pass over its values ({why})")
 
 
@@ -96,20 +97,26 @@ def _from_views(
     coords: Mapping[Any, xr.DataArray],
     what: str,
     memory: int | str | None,
+    advice: str,
 ) -> Answer:
     found: dict[int, Any] = {}
+    deferred: list[int] = []
     missing: dict[int, str] = {}
+    unkept = viewed.unkept(asked)
     for step in dict.fromkeys(asked.steps):
-        view, why = load(asked.catalogue, asked.frame, step, viewed.kind)
+        view, why = (None, unkept) if unkept else load(asked.catalogue, asked.frame, step, viewed.kind)
         if view is None:
             missing[step] = why
+        elif viewed.deferred:
+            deferred.append(step)
         else:
             found[step] = view
-    if missing:
-        _check_memory(asked, viewed, len(missing), what, memory)
+    work = [*deferred, *missing]
+    if work:
+        _check_memory(asked, viewed, len(work), what, memory, advice)
     finalise = viewed.bound(asked)
     parts = [finalise(found[step]) if step in found else None for step in asked.steps]
-    made = _tasks(asked, viewed, finalise, list(missing))
+    made = _tasks(asked, viewed, finalise, dict.fromkeys(deferred, _read) | dict.fromkeys(missing, _make))
     arrays = {}
     for name, output in outputs.items():
         sizes = tuple(
@@ -119,18 +126,23 @@ def _from_views(
         dims = (CHECKPOINT, *output.dims)
         labels = {dim: coords[dim] for dim in (CHECKPOINT, UNIT) if dim in dims and dim in coords}
         arrays[name] = xr.DataArray(data, dims=dims, coords=labels)
-    return Answer(arrays, _source(asked, viewed.kind.name, len(found), missing))
+    return Answer(arrays, _source(asked, viewed, missing))
 
 
-def _check_memory(asked: Asked, viewed: Viewed, n_missing: int, what: str, memory: int | str | None) -> None:
+def _check_memory(asked: Asked, viewed: Viewed, n_steps: int, what: str, memory: int | str | None, advice: str) -> None:
     nbytes, threads = block_nbytes(asked.spec), n_threads()
     # Beside the block in work there is its compressed form, and the largest value of each example and unit.
-    terms = Projection(nbytes, nbytes, 1.0, threads, viewed.state_nbytes(asked), min(threads, n_missing) + 1, 0)
-    check(what, terms, allowed_nbytes(memory), ADVICE)
+    terms = Projection(nbytes, nbytes, 1.0, threads, viewed.state_nbytes(asked), min(threads, n_steps) + 1, 0)
+    check(what, terms, allowed_nbytes(memory), advice)
 
 
-def _make(viewed: Viewed, catalogue: Catalogue, spec: ArraySpec, step: int, threads: int) -> Mapping[str, Any]:
-    return viewed.make(catalogue, spec, step, threads)
+def _make(viewed: Viewed, asked: Asked, step: int, threads: int) -> Mapping[str, Any]:
+    return viewed.make(asked, step, threads)
+
+
+def _read(viewed: Viewed, asked: Asked, step: int, threads: int) -> Mapping[str, Any]:
+    view, _ = load(asked.catalogue, asked.frame, step, viewed.kind)
+    return viewed.make(asked, step, threads) if view is None else {viewed.kind.name: view}
 
 
 def _finalised(views: Mapping[str, Any], name: str, finalise: Finalise[Any]) -> Mapping[str, Array]:
@@ -141,19 +153,21 @@ def _pick(results: Mapping[str, Array], name: str) -> Array:
     return results[name]
 
 
-def _tasks(asked: Asked, viewed: Viewed, finalise: Finalise[Any], missing: Sequence[int]) -> dict[int, tuple[Any, ...]]:
-    """Tasks by checkpoint that make the missing views and finalise them: (graph, key of the last)."""
-    if not missing:
+def _tasks(
+    asked: Asked, viewed: Viewed, finalise: Finalise[Any], steps: Mapping[int, Callable[..., Mapping[str, Any]]]
+) -> dict[int, tuple[Any, ...]]:
+    """Tasks by checkpoint that get its views in the way given, and finalise them: (graph, key of the last)."""
+    if not steps:
         return {}
     install()
-    where = tokenize(asked.catalogue.storage.path, asked.catalogue.stamp, asked.spec.path, viewed.makes)
+    where = tokenize(asked.catalogue.storage.path, asked.catalogue.stamp, asked.spec.path, viewed.makes(asked))
     answered = tokenize(where, viewed.kind.name, finalise)
-    threads = n_threads() if len(missing) == 1 else 1
+    threads = n_threads() if len(steps) == 1 else 1
     tasks = {}
-    for step in missing:
+    for step, get in steps.items():
         views, final = (f"{TASK_PREFIX}views-{where}", step), (f"{TASK_PREFIX}answer-{answered}", step)
         graph = {
-            views: (_make, viewed, asked.catalogue, asked.spec, step, threads),
+            views: (get, viewed, asked, step, threads),
             final: (_finalised, views, viewed.kind.name, finalise),
         }
         tasks[step] = (graph, final)
@@ -187,14 +201,18 @@ def _joined(
     return da.concatenate(pieces)
 
 
-def _source(asked: Asked, name: str, n_found: int, missing: Mapping[int, str]) -> str:
-    n = n_found + len(missing)
-    line = f"{asked.spec.path}: view {name} at {n_found} of {n} checkpoints"
+def _source(asked: Asked, viewed: Viewed, missing: Mapping[int, str]) -> str:
+    n = len(set(asked.steps))
+    passes = viewed.n_passes(asked)
+    read = f"{n_blocks(asked.spec) * len(missing)} blocks" + (f" in {passes:g} passes" if passes > 1 else "")
+    unkept = viewed.unkept(asked)
+    if unkept:
+        return f"{asked.spec.path}: {viewed.kind.name} computed from {read} and not kept: {unkept}"
+    line = f"{asked.spec.path}: view {viewed.kind.name} at {n - len(missing)} of {n} checkpoints"
     if missing:
         reasons = "; ".join(
             f"{', '.join(str(step) for step in missing if missing[step] == why)} {why}"
             for why in dict.fromkeys(missing.values())
         )
-        n_read = n_blocks(asked.spec) * len(missing)
-        line += f", the others made from {n_read} blocks and kept where the store can be written to ({reasons})"
+        line += f", the others made from {read} and kept where the store can be written to ({reasons})"
     return line

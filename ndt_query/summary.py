@@ -46,10 +46,10 @@ def summary(
 
     Notes
     -----
-    One pass: both questions read each chunk once when computed together.
+    From views where they are there; else the two questions read each block once each.
     """
     alive = dead_units(acts, memory=memory, views=views, explain=True)
-    dimension = dimensionality(acts, positions=positions, interval="none", memory=memory)
+    dimension = dimensionality(acts, positions=positions, interval="none", memory=memory, views=views, explain=True)
     variables = {
         "units": xr.full_like(alive["dead"].isel({UNIT: 0}, drop=True), acts.sizes[UNIT], dtype="int64"),
         "dead": alive["dead"].sum(UNIT),
@@ -58,6 +58,6 @@ def summary(
         "participation_ratio": dimension["participation_ratio"],
         "nan_count": alive["nan_count"].sum(UNIT),
     }
-    source = alive.attrs["explain"] if explain else ""
+    source = "\n".join(part.attrs["explain"] for part in (alive, dimension)) if explain else ""
     parameters = {"positions": positions}
     return described(variables, acts, "summary by checkpoint and layer", parameters, squeeze=False, explain=source)

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_query.asked import Asked
-from ndt_store.catalogue import Catalogue
 from ndt_store.layout import n_blocks
-from ndt_store.schema import ArraySpec
 from ndt_store.views import classes, moments
 from ndt_store.views.blocks import Array
 from ndt_store.views.build import make_views
@@ -41,12 +39,24 @@ class Viewed(Protocol):
         ...
 
     @property
-    def makes(self) -> tuple[str, ...]:
-        """Names of the views that one pass makes; questions of the same names share the pass."""
+    def deferred(self) -> bool:
+        """Whether a view is read, and finalised, only when the answer is computed, because it is large."""
         ...
 
-    def make(self, catalogue: Catalogue, spec: ArraySpec, step: int, n_threads: int) -> Mapping[str, Any]:
-        """Make the views of one array at one checkpoint from its blocks and keep them; by name."""
+    def makes(self, asked: Asked) -> tuple[str, ...]:
+        """Name what one pass makes; questions of the same names share the pass."""
+        ...
+
+    def make(self, asked: Asked, step: int, n_threads: int) -> Mapping[str, Any]:
+        """Make the views of one checkpoint from its blocks, and keep them unless `unkept` says why not; by name."""
+        ...
+
+    def n_passes(self, asked: Asked) -> float:
+        """How often making one checkpoint's views reads its blocks."""
+        ...
+
+    def unkept(self, asked: Asked) -> str:
+        """Why the view is made for this question alone and not kept; "" where it is kept."""
         ...
 
     def state_nbytes(self, asked: Asked) -> int:
@@ -101,19 +111,31 @@ class UnitPass:
     """The pass that makes moments and ranking together."""
 
     @property
-    def makes(self) -> tuple[str, ...]:
-        """Both views."""
+    def deferred(self) -> bool:
+        """Both views are small."""
+        return False
+
+    def makes(self, asked: Asked) -> tuple[str, ...]:  # noqa: ARG002
+        """Both views, whatever is asked of them."""
         return MomentsView.name, TopView.name
 
-    def make(self, catalogue: Catalogue, spec: ArraySpec, step: int, n_threads: int) -> Mapping[str, Any]:
+    def make(self, asked: Asked, step: int, n_threads: int) -> Mapping[str, Any]:
         """Make both from the blocks."""
-        made = make_views(catalogue, spec, step, n_threads=n_threads)
+        made = make_views(asked.catalogue, asked.spec, step, n_threads=n_threads)
         return {MomentsView.name: made.moments, TopView.name: made.top}
 
     def state_nbytes(self, asked: Asked) -> int:
         """Ranks, and moments and sums by class of each block."""
         each_block = 100 + 8 * len(asked.frame.classes)
         return asked.frame.n_units * (24 * K + each_block * n_blocks(asked.spec))
+
+    def n_passes(self, asked: Asked) -> float:  # noqa: ARG002
+        """One, whatever is asked."""
+        return 1
+
+    def unkept(self, asked: Asked) -> str:  # noqa: ARG002
+        """Both are kept."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

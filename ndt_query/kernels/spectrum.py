@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 __all__ = ["MEASURES", "corrected_participation_ratio", "energy_crossing", "measures"]
 
 F64 = NDArray[np.float64]
+_ROUNDING: Final = 16 * float(np.finfo(np.float64).eps)
+"""Of the largest eigenvalue, for each of their number: what is left of an eigenvalue 0."""
 
 MEASURES: Final = (
     "stable_rank",
@@ -41,7 +43,8 @@ def measures(eigenvalues: F64) -> dict[str, float]:
     Parameters
     ----------
     eigenvalues : ndarray of float64
-        Eigenvalues of a positive semi-definite matrix in any order; rounding below zero is cut off.
+        Eigenvalues of a positive semi-definite matrix in any order; those within rounding of 0 count as 0, because the
+        roots of many of them would not be small.
 
     Returns
     -------
@@ -53,7 +56,8 @@ def measures(eigenvalues: F64) -> dict[str, float]:
     if eigenvalues.size == 0 or not np.isfinite(eigenvalues).all() or eigenvalues.max() <= 0:
         return dict.fromkeys(MEASURES, math.nan)
     # Scaled, because squares of eigenvalues leave the range of float64 long before the eigenvalues do.
-    spectrum = np.sort(np.maximum(eigenvalues / eigenvalues.max(), 0.0))[::-1]
+    spectrum = np.sort(eigenvalues / eigenvalues.max())[::-1]
+    spectrum[spectrum < len(spectrum) * _ROUNDING] = 0.0
     singular = np.sqrt(spectrum)
     weights = singular[singular > 0] / singular.sum()
     return {
