@@ -22,6 +22,7 @@ from ndt_store.dims import CHECKPOINT, EXAMPLE, LABEL_COORDS, LAYER, LAYERS_GROU
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.layout import CHECKPOINT_ATTRS, CHUNK_NBYTES, block_nbytes, block_shape, n_blocks, root_attributes
 from ndt_store.schema import ArraySpec, layer_path
+from ndt_store.traced import Part, TracedArray
 
 __all__ = [
     "cube",
@@ -44,7 +45,7 @@ class _LazyBlocks(BackendArray):
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.BASIC, self.blocks.__getitem__
+            key, self.shape, indexing.IndexingSupport.OUTER, self.blocks.__getitem__
         )
 
 
@@ -158,7 +159,9 @@ def _variable(catalogue: Catalogue, spec: ArraySpec, chunk_nbytes: int | None) -
         on_disk = ((1,) if spec.is_cube else ()) + block_shape(spec)
         lazy.encoding["preferred_chunks"] = dict(zip(spec.dims, on_disk, strict=True))
         return lazy
-    chunks = dask_chunks(spec, blocks.shape[0] if spec.is_cube else 1, chunk_nbytes)
-    meta = np.empty((0,) * blocks.ndim, blocks.dtype)
-    array = da.from_array(blocks, chunks=chunks, asarray=False, meta=meta)
+    shape = dask_chunks(spec, blocks.shape[0] if spec.is_cube else 1, chunk_nbytes)
+    if spec.is_cube:
+        array = TracedArray(Part.whole(blocks), da.core.normalize_chunks(shape, blocks.shape))
+    else:
+        array = da.from_array(blocks, chunks=shape, asarray=False, meta=np.empty((0,) * blocks.ndim, blocks.dtype))
     return xr.Variable(spec.dims, array, dict(spec.attrs))
