@@ -28,7 +28,7 @@ from ndt_store.views.classes import ClassSums
 from ndt_store.views.frame import Frame, frame_of, has_views
 from ndt_store.views.kinds import K, MomentsView, TopView
 from ndt_store.views.moments import Moments
-from ndt_store.views.shelf import keep, load, view_key
+from ndt_store.views.shelf import keep, look, view_key
 from ndt_store.views.topk import TopK
 
 __all__ = ["BlockSummary", "IndexReport", "UnitViews", "each_block", "index_store", "make_views"]
@@ -230,7 +230,7 @@ def index_store(
     present = made = nbytes = array_nbytes = 0
     for done, (spec, step) in enumerate(work, 1):
         frame = frame_of(catalogue, spec)
-        if not force and all(load(catalogue, frame, step, kind)[0] is not None for kind in (MomentsView, TopView)):
+        if not force and _all_good(catalogue, frame, step):
             present += 1
         else:
             make_views(catalogue, spec, step, n_threads=n_threads, save=False).keep(catalogue, frame, step)
@@ -240,6 +240,12 @@ def index_store(
         if progress is not None:
             progress(done, len(work))
     return IndexReport(present, made, nbytes, array_nbytes)
+
+
+def _all_good(catalogue: Catalogue, frame: Frame, step: int) -> bool:
+    # Looked at rather than loaded: that a view is damaged need not be said where it is about to be replaced.
+    moments, top = look(catalogue, frame, step, MomentsView)[0], look(catalogue, frame, step, TopView)[0]
+    return moments is not None and top is not None
 
 
 def _work(

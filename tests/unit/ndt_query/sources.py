@@ -8,6 +8,9 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from ndt_store import Store
+from ndt_store.storage import LocalStorage
+
 DIMS = {1: ("unit",), 2: ("token", "unit"), 3: ("unit", "y", "x")}
 
 
@@ -47,3 +50,23 @@ def counted(values: np.ndarray, chunks: tuple[int, ...]) -> tuple[xr.DataArray, 
     source = CountingSource(values)
     array = da.from_array(source, chunks=chunks, asarray=False, meta=np.empty((0,) * values.ndim, values.dtype))
     return labelled(values).copy(data=array), source
+
+
+class CountingStorage(LocalStorage):
+    """Counts blocks of layers that are read."""
+
+    reads: list[str]
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.reads = []
+
+    def read_into(self, key, buffers):
+        if key.startswith("layers/") and ("activations" in key or "gradients" in key):
+            self.reads.append(key)
+        return super().read_into(key, buffers)
+
+
+def reads(store: Store) -> list[str]:
+    """Blocks of layers that were read of a store on a `CountingStorage`."""
+    return store.catalogue.storage.reads

@@ -1,0 +1,163 @@
+"""Ranks beyond the view and thresholds: exact for any selection, and blocks that cannot matter are not read."""
+
+import numpy as np
+import pytest
+
+import ndt_query as nq
+from ndt_store import InvalidInputError, MemoryBudgetError, index_store, open_store
+from ndt_store.testing import simulate_store
+
+from .sources import CountingStorage, reads
+
+N = 400
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """Units that are active in a run of examples each, so that most blocks do not matter to most units."""
+    rng = np.random.default_rng(3)
+    fc = np.maximum(rng.standard_normal((2, N, 6)), 0).astype(np.float32)
+    for unit in range(4):
+        fc[:, 100 * unit : 100 * unit + 100, unit] += 10
+    fc[:, :, 4] = 0
+    fc[1, 7, 5] = np.nan
+    fc = np.round(fc, 1)  # many ties
+    conv = np.maximum(rng.standard_normal((2, N, 3, 4, 5)), 0).astype(np.float32)
+    conv[:, 250, 1] += 20
+    store = simulate_store(
+        tmp_path_factory.mktemp("pruned") / "s.zarr", checkpoints=(0, 5), n_examples=N,
+        layers={"fc": (6,), "conv": (3, 4, 5)}, kinds=("activations",), block_nbytes=1000,
+        planted={"layers/fc/activations": fc, "layers/conv/activations": conv},
+    ).store  # fmt: skip
+    index_store(store)
+    return store
+
+
+@pytest.fixture
+def store(planted):
+    return open_store(CountingStorage(planted.catalogue.storage.root))
+
+
+SELECTIONS = {
+    "all": lambda a: a,
+    "one unit": lambda a: a.isel(unit=[1]),
+    "a class": lambda a: a.isel(example=np.flatnonzero(a["label"].values == 1)),
+    "few examples backwards": lambda a: a.isel(example=[300, 42, 7]),
+    "a run": lambda a: a.isel(example=slice(30, 260)),
+    "one checkpoint, two units": lambda a: a.isel(checkpoint=1, unit=[2, 0]),
+}
+
+
+@pytest.mark.parametrize("k", [1, 20, 64, 65, 150, 400])
+@pytest.mark.parametrize("layer", ["fc", "conv"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_ranks_of_any_number_and_selection_equal_a_full_sort(store, layer, k, selection):
+    acts = SELECTIONS[selection](store[layer].activations)
+    found = nq.top_examples(acts, k=k)
+    dense = acts.compute()
+    dense = dense if "checkpoint" in dense.dims else dense.expand_dims("checkpoint")
+    over = [dim for dim in dense.dims if dim in ("y", "x")]
+    best = dense.max(over, skipna=False).transpose("checkpoint", "unit", "example")
+    ids = best["example"].values
+    value = found["value"].values.reshape(*best.shape[:2], -1)
+    example = found["example"].values.reshape(value.shape)
+    for c in range(best.shape[0]):
+        for u in range(best.shape[1]):
+            row = best.values[c, u].astype(np.float64)
+            order = np.lexsort((ids, np.where(np.isnan(row), -np.inf, -row)))[: min(k, len(ids))]
+            np.testing.assert_array_equal(example[c, u], ids[order])
+            np.testing.assert_array_equal(value[c, u], row[order].astype(np.float32))
+
+
+def test_places_beyond_the_view_equal_those_of_a_pass(store):
+    acts = store["conv"].activations.isel(unit=[1, 2])
+    ours, pass_over = nq.top_examples(acts, k=90).compute(), nq.top_examples(acts, k=90, views=False).compute()
+    for name in ("value", "example", "y", "x"):
+        np.testing.assert_array_equal(ours[name].values, pass_over[name].values)
+
+
+def test_blocks_that_cannot_hold_a_rank_are_not_read(store):
+    acts = store["fc"].activations.isel(unit=[2], checkpoint=0)
+    n_blocks = len(store.catalogue.record(0).arrays["layers/fc/activations"].blocks)
+    found = nq.top_examples(acts, k=80).compute()
+    assert set(found["example"].values[0]) <= set(store.examples[200:300])
+    assert len(reads(store)) <= 0.3 * n_blocks + 2  # a quarter holds the run, and two threads look ahead
+    assert n_blocks >= 10
+
+
+def test_a_dead_unit_ends_with_the_first_examples_and_few_blocks(store):
+    found = nq.top_examples(store["fc"].activations.isel(unit=[4], checkpoint=0), k=80).compute()
+    np.testing.assert_array_equal(found["example"].values[0], store.examples[:80])
+
+
+def test_examples_among_the_kept_ranks_need_no_block(store):
+    acts = store["fc"].activations.isel(unit=[0], example=slice(0, 100), checkpoint=[0])
+    nq.top_examples(acts, k=20).compute()
+    assert reads(store) == []
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 0.0, 1.5, 10.5, 1e9])
+@pytest.mark.parametrize("layer", ["fc", "conv"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_hits_equal_a_dense_search(store, layer, threshold, selection):
+    acts = SELECTIONS[selection](store[layer].activations)
+    found = nq.examples_above(acts, threshold)
+    again = nq.examples_above(acts, threshold, views=False)
+    in_memory = nq.examples_above(acts.compute(), threshold)
+    dense = acts.compute()
+    dense = dense if "checkpoint" in dense.dims else dense.expand_dims("checkpoint")
+    over = [dim for dim in dense.dims if dim in ("y", "x")]
+    best = dense.max(over, skipna=False).transpose("checkpoint", "unit", "example")
+    expected = []
+    for c, step in enumerate(best["checkpoint"].values):
+        for u, unit in enumerate(best["unit"].values):
+            hits = [
+                (-np.inf if np.isnan(value) else -float(value), int(example), int(step), int(unit))
+                for value, example in zip(best.values[c, u], best["example"].values, strict=True)
+                if not value <= threshold
+            ]
+            expected += [(step, unit, example) for _, example, step, unit in sorted(hits)]
+    for result in (found, again, in_memory):
+        listed = zip(result["checkpoint"].values, result["unit"].values, result["example"].values, strict=True)
+        assert [tuple(map(int, hit)) for hit in listed] == expected
+
+
+def test_a_hit_says_where_in_the_example_it_is(store):
+    found = nq.examples_above(store["conv"].activations, 15)
+    assert set(found["example"].values) == {store.examples[250]}
+    assert set(found["unit"].values) == {1}
+    dense = store["conv"].activations.values
+    for c, (y, x) in enumerate(zip(found["y"].values, found["x"].values, strict=True)):
+        assert dense[c, 250, 1, y, x] == dense[c, 250, 1].max() == found["value"].values[c]
+
+
+def test_blocks_that_cannot_hold_a_hit_are_not_read(store):
+    found = nq.examples_above(store["conv"].activations, 15, explain=True)
+    assert len(reads(store)) == found.attrs["blocks_read"] == 2
+    assert found.attrs["blocks"] > 20
+    assert "2 of " in found.attrs["explain"]
+
+
+def test_nothing_beyond_the_threshold_is_an_empty_answer(store):
+    found = nq.examples_above(store["conv"].activations, 1e6)
+    assert dict(found.sizes) == {"hit": 0}
+    assert set(found.data_vars) >= {"checkpoint", "unit", "example", "value", "y", "x"}
+    assert reads(store) == []
+
+
+def test_too_many_hits_are_refused_with_the_number(store):
+    with pytest.raises(InvalidInputError, match="More than 10 hits lie beyond the threshold 0"):
+        nq.examples_above(store["conv"].activations, 0, limit=10)
+
+
+@pytest.mark.parametrize("threshold", ["1", np.nan, np.inf, True, None])
+def test_a_threshold_that_is_no_number_is_refused(store, threshold):
+    with pytest.raises(InvalidInputError, match="threshold="):
+        nq.examples_above(store["fc"].activations, threshold)
+
+
+def test_budgets_are_kept(store):
+    with pytest.raises(MemoryBudgetError):
+        nq.examples_above(store["fc"].activations, 1, memory=1000)
+    with pytest.raises(MemoryBudgetError):
+        nq.top_examples(store["fc"].activations, k=100, memory=1000)
