@@ -73,12 +73,18 @@ def merge(left: Moments, right: Moments) -> Moments:
             left.n_examples + right.n_examples,
             left.active_examples + right.active_examples,
             left.active + right.active,
-            left.mean + delta * share,
+            _joined_mean(left.mean, right.mean, share),
             left.m2 + right.m2 + delta * delta * share * left.count,
-            left.abs_mean + (right.abs_mean - left.abs_mean) * share,
+            _joined_mean(left.abs_mean, right.abs_mean, share),
             np.minimum(left.minimum, right.minimum),
             np.maximum(left.maximum, right.maximum),
         )
+
+
+def _joined_mean(left: F64, right: F64, share: F64) -> F64:
+    """Join means, of which the right has `share`: by their difference, and where one is infinite by weights."""
+    delta = right - left
+    return np.where(np.isfinite(delta), left + delta * share, left * (1 - share) + right * share)
 
 
 def finalise(state: Moments) -> dict[str, Array]:

@@ -119,3 +119,17 @@ def test_as_block__keeps_a_contiguous_array_in_place(rng):
     assert as_block(conv, 0).shape == (2, 3, 1, 4, 30)
     assert as_block(tokens, 1).shape == (2, 3, 7, 4, 1)
     assert np.shares_memory(conv, as_block(conv, 0))
+
+
+@pytest.mark.parametrize("where", [0, 4, 9])
+def test_an_infinite_value_gives_the_same_moments_however_blocks_are_cut(where):
+    values = np.arange(10.0, dtype=np.float32).reshape(1, 10, 1, 1, 1)
+    values[0, where] = -np.inf
+    expected = moments.finalise(moments.update(values))
+    merged = moments.zero(1, 1)
+    for part in np.split(values, [3, 7], axis=1):
+        merged = moments.merge(merged, moments.update(part))
+    found = moments.finalise(moments.merge(merged, moments.zero(1, 1)))
+    assert (found["mean"], found["mean_abs"], found["min"]) == (-np.inf, np.inf, -np.inf)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
