@@ -35,6 +35,7 @@ from ndt_store.selection import Selection, pick
 
 __all__ = ["cli", "main"]
 
+OWN_MODULES = "(ndt_store|ndt_query|capture)[.]"
 CAPTURE_MODULES = ("pydantic", "safetensors", "torch", "torchvision")
 
 
@@ -73,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         with warnings.catch_warnings():
+            # What our packages warn of is one sentence, like an error; others' warnings are as the user set them.
+            warnings.filterwarnings("always", category=UserWarning, module=OWN_MODULES)
             warnings.showwarning = lambda message, *_: tell(f"ndt: {message}")
             result = cli.main(given, prog_name="ndt", standalone_mode=False)
     except NdtError as error:

@@ -14,6 +14,11 @@ def sim(tmp_path):
     return simulate_store(tmp_path / "s.zarr", layers={"conv": (3, 4, 4), "fc": (14,)})
 
 
+@pytest.fixture
+def store(sim):
+    return sim.store
+
+
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
@@ -65,3 +70,47 @@ def test_report_writes_one_page_and_prints_its_path(sim, capsys, tmp_path):
     assert code == 0
     assert out.strip() == str(tmp_path / "page" / "index.html")
     assert [path.name for path in (tmp_path / "page").iterdir()] == ["index.html"]
+
+
+def test_explain_says_on_stderr_where_answers_come_from(store, capsys):
+    code, out, err = run(capsys, "top", store.path, "--layer", "fc", "-k", "2", "--explain", "--format", "json")
+    assert code == 0
+    assert "layers/fc/activations: view topk at 0 of 1 checkpoints" in err
+    again = run(capsys, "top", store.path, "--layer", "fc", "-k", "2", "--explain", "--format", "json")
+    assert "layers/fc/activations: view topk at 1 of 1 checkpoints" in again[2]
+    assert again[1] == out
+    _, _, err = run(capsys, "summary", store.path, "--layer", "fc", "--checkpoint", "0", "--explain")
+    assert "layers/fc/activations: view moments" in err
+    assert "view" not in run(capsys, "summary", store.path, "--layer", "fc")[2]
+
+
+def test_a_damaged_view_is_named_in_one_line(store, capsys):
+    run(capsys, "top", store.path, "--layer", "fc")
+    step = int(store.checkpoints[-1])
+    path = store.catalogue.storage.root / f"views/topk/fc/activations/{step}"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = run(capsys, "top", store.path, "--layer", "fc")
+    assert code == 0
+    assert f"ndt: View views/topk/fc/activations/{step} of " in err
+    assert "Warning" not in err
+
+
+def test_find_lists_every_example_beyond_a_threshold(store, capsys):
+    code, out, _ = run(capsys, "find", store.path, "--layer", "fc", "--unit", "3", "--above", "0.5", "--format", "json")
+    rows = json.loads(out)
+    acts = store["fc"].activations.isel(checkpoint=-1, unit=3).compute()
+    expected = acts.where(acts > 0.5, drop=True)
+    assert code == 0
+    assert sorted(row["example"] for row in rows) == sorted(expected["example"].values.tolist())
+    values = [row["value"] for row in rows]
+    assert values == sorted(values, reverse=True)
+    labels = dict(zip(store.examples.tolist(), store.labels.tolist(), strict=True))
+    assert all(row["label"] == labels[row["example"]] for row in rows)
+
+
+def test_find_of_nothing_prints_a_header_and_too_much_is_refused(store, capsys):
+    code, out, _ = run(capsys, "find", store.path, "--layer", "fc", "--above", "1e9", "--format", "csv")
+    assert (code, out.strip()) == (0, "layer,checkpoint,unit,example,value")
+    code, _, err = run(capsys, "find", store.path, "--above", "-1", "--limit", "5")
+    assert code == 2
+    assert "More than 5 hits" in err

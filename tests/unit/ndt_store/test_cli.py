@@ -160,3 +160,35 @@ def test_a_step_that_a_table_prints_can_be_pasted_into_a_selector(tmp_path, caps
     code, out, _ = run(capsys, "ls", path, "--checkpoint", printed, "--format", "json")
     assert code == 0
     assert json.loads(out)[0]["shape"].startswith("1 x")
+
+
+def test_index_makes_views_once_and_says_what_they_take(store, capsys):
+    code, out, _ = run(capsys, "index", store.path, "--layer", "fc", "--checkpoint", "100")
+    assert code == 0
+    assert "views of 2 arrays and checkpoints made, 0 were there" in out
+    _, out, _ = run(capsys, "index", store.path)
+    assert "views of 16 arrays and checkpoints made, 2 were there" in out
+    _, out, _ = run(capsys, "index", store.path, "--force")
+    assert "views of 18 arrays and checkpoints made, 0 were there" in out
+
+
+def test_index_of_a_damaged_store_exits_1_and_names_the_block(store, capsys):
+    entry = store.catalogue.record(0).arrays["layers/fc/activations"].blocks[0]
+    (store.catalogue.storage.root / entry.key).unlink()
+    code, _, err = run(capsys, "index", store.path)
+    assert code == 1
+    assert f"Block {entry.key} of array layers/fc/activations" in err
+
+
+def test_a_damaged_view_is_found_by_verify_and_costs_nothing(store, capsys):
+    run(capsys, "index", store.path)
+    path = store.catalogue.storage.root / "views/topk/fc/activations/10"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, out, _ = run(capsys, "verify", store.path, "--read-data")
+    assert code == 0
+    assert "views/topk/fc/activations/10 is damaged" in " ".join(out.split())
+    code, out, _ = run(capsys, "verify", store.path)
+    assert (code, "everything is as committed" in out) == (0, True)
+    run(capsys, "index", store.path)
+    code, out, _ = run(capsys, "verify", store.path, "--read-data")
+    assert (code, "everything is as committed" in out) == (0, True)
