@@ -142,8 +142,8 @@ class FromGram:
         n, d = part.shape
         if on_samples(n, d):
             # The triangle, the matrix of a part of the samples, and what LAPACK copies of it.
-            return 20 * n * n + 6 * STRIPE_NBYTES
-        return 8 * d * d * (3 * DEFAULT_N_GROUPS // 2 + 8) + 6 * STRIPE_NBYTES
+            return 20 * n * n + 3 * STRIPE_NBYTES
+        return 8 * d * d * (3 * DEFAULT_N_GROUPS // 2 + 8) + 3 * STRIPE_NBYTES
 
     def _block_nbytes(self, part: GramPart) -> int:
         return part.nbytes // len(part.rows) * part.frame.spec.rows

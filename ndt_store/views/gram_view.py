@@ -173,6 +173,6 @@ def too_large(kind: type[GramView], frame: Frame) -> str:
     if nbytes <= max(FLOOR_NBYTES, SHARE * array_nbytes):
         return ""
     return (
-        f"computed and not kept: it would take {nbytes / 1e6:.1f} MB, more than {SHARE:.0%} of the "
+        f"it would take {nbytes / 1e6:.1f} MB, more than {SHARE:.0%} of the "
         f"{array_nbytes / 1e6:.1f} MB of the array at one checkpoint"
     )
