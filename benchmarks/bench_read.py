@@ -1,20 +1,23 @@
-"""Reading without a question of ours: plain xarray over our store and a default Zarr store, and blocks against readinto."""
+"""Reading alone: plain xarray over our store and over a default Zarr store, and blocks against bare `readinto`."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import dask
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from benchmarks.harness import Row, against, race
 from benchmarks.subjects import LAYERS, captured
 from ndt_store import Store
 from ndt_store.blocks import read_block
+from ndt_store.commits import BlockEntry
 from ndt_store.layout import block_nbytes, block_shape, numpy_dtype
 from ndt_store.schema import layer_path
 
@@ -45,10 +48,15 @@ def _expressions(stores: dict[str, Store], folder: Path) -> list[Row]:
     }
     rows = []
     for text, expression in expressions.items():
-        times = race({name: lambda a=acts, e=expression: e(a).compute() for name, acts in arrays.items()})  # type: ignore[misc]
-        what = f"{text.format(', '.join(over))} of {values.nbytes / 1e6:.0f} MB, plain xarray, profile {{}}"
-        rows += [against(what.format(name), times, name, "xarray + default zarr") for name in stores]
+        times = race({name: partial(_compute, expression, acts) for name, acts in arrays.items()})
+        what = f"{text.format(', '.join(over))}, plain xarray, profile {{}}"
+        row = partial(against, nbytes=plain.nbytes, n_examples=plain.sizes["example"])
+        rows += [row(what.format(name), times, name, "xarray + default zarr") for name in stores]
     return rows
+
+
+def _compute(expression: Callable[[xr.DataArray], xr.DataArray], acts: xr.DataArray) -> None:
+    expression(acts).compute()
 
 
 def _blocks(store: Store) -> list[Row]:
@@ -61,15 +69,16 @@ def _blocks(store: Store) -> list[Row]:
     ]
     local = threading.local()
 
-    def buffer() -> np.ndarray:
+    def buffer() -> NDArray[np.uint8]:
         if not hasattr(local, "buffer"):
             local.buffer = np.zeros(block_nbytes(spec), np.uint8)
-        return local.buffer
+        found: NDArray[np.uint8] = local.buffer
+        return found
 
-    def checked(entry) -> None:
+    def checked(entry: BlockEntry) -> None:
         read_block(storage, spec, entry, buffer().view(numpy_dtype(spec)).reshape(block_shape(spec)))
 
-    def bare(entry) -> None:
+    def bare(entry: BlockEntry) -> None:
         with (Path(storage.path) / entry.key).open("rb", buffering=0) as file:
             file.readinto(buffer().data)
 
@@ -80,9 +89,6 @@ def _blocks(store: Store) -> list[Row]:
                 "readinto": lambda: list(pool.map(bare, entries)),
             }
         )
+    what = "blocks into reused buffers, checksums compared"
     nbytes = len(entries) * block_nbytes(spec)
-    return [
-        against(
-            f"{nbytes / 1e6:.0f} MB of blocks into reused buffers, checksums compared", times, "read_block", "readinto"
-        )
-    ]
+    return [against(what, times, "read_block", "readinto", nbytes=nbytes, n_examples=spec.sizes[0])]

@@ -9,6 +9,7 @@ import xarray as xr
 from ndt_store import open_store
 from ndt_store.errors import FormatVersionError, IntegrityError, InvalidInputError, NotFoundError
 from ndt_store.testing import simulate_store
+from ndt_store.traced import part_of
 
 CUBE = "layers/conv1/activations"
 
@@ -51,6 +52,24 @@ def test_layers_are_lazy_and_labelled(sim):
     assert layer.activations.chunks is not None
     assert layer.label.values.tolist() == [0, 1, 2] * 4
     assert layer.activations.attrs["layer"] == "conv1"
+
+
+def test_layers_and_tree_know_which_cube_they_show(sim):
+    for acts in (sim.store["conv1"].activations, sim.store.tree["layers/conv1"].activations):
+        assert part_of(acts.data).blocks.spec.path == CUBE
+        assert part_of(acts.sel(checkpoint=100, unit=2).data).dims == ("example", "y", "x")
+
+
+def test_a_chunk_is_as_many_whole_blocks_as_fit_the_size_asked_for(sim):
+    spec = sim.store.schema.find(CUBE)
+    row_nbytes = 4 * 6 * 5 * 4
+    for chunk_nbytes in (1, 5000, 10_000):
+        (checkpoints, examples, *inner) = open_store(sim.store.path, chunk_nbytes=chunk_nbytes)[
+            "conv1"
+        ].activations.chunks
+        assert all(size % spec.rows == 0 for size in examples[:-1])
+        assert checkpoints[0] * examples[0] * row_nbytes <= max(chunk_nbytes, spec.rows * row_nbytes)
+        assert inner == [(4,), (6,), (5,)]
 
 
 def test_cube_stacks_layers_and_pads_units_with_nan(sim):
