@@ -47,9 +47,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
         axes = figure.add_subplot()
-        for name, (colour, marker, label) in STYLES.items():
-            if name not in lines:
-                continue
+        # The legend runs as the lines end, from slow to fast.
+        for name in sorted(lines, key=lambda name: -lines[name][-1][1]):
+            colour, marker, label = STYLES[name]
             n, median, low, high = (list(column) for column in zip(*lines[name], strict=True))
             axes.plot(n, median, color=colour, marker=marker, markersize=5, linewidth=1.5, label=label)
             axes.fill_between(n, low, high, color=colour, alpha=0.15, linewidth=0)
