@@ -5,6 +5,7 @@ every codec on 8 MB of each kind of data: the first rows of each layer's first b
 bytes that it has in the store, and each piece encoded alone, as a block is. It prints Markdown and keeps
 ``codecs.json`` beside this file; `docs/decisions/0004-default-compression.md` quotes both.
 
+Speeds are of CPU time of one thread, so that a busy machine changes them little; the disk's are of the wall clock.
 Codecs that encode below 0.2 GB/s see the first 2 MB of each kind only. Costs are those of one core that overlaps
 nothing, in seconds for each GB of float32: to capture is to encode, checksum and write the stored bytes with fsync; to
 scan is to read them, checksum, decode, and run a kernel at 5 GB/s. Without compression blocks are read in place, and
@@ -20,6 +21,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -28,13 +30,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.codec_candidates import CODECS, Codec, as_bytes
 from benchmarks.codec_report import Figure, Machine, as_rows, report
 from benchmarks.codec_subjects import KINDS, RELU_LAYERS, captured_runs, sample
-from benchmarks.harness import Bar, Row, against, is_quick, n_cores, race, sized
+from benchmarks.harness import Bar, Row, against, is_quick, race, sized
 from ndt_store import Store, codecs
 from ndt_store.layout import n_blocks
 
@@ -60,15 +61,16 @@ def figures(pieces: Sequence[Values], kind: str, step: int, chosen: Sequence[Cod
     }
     if not rounds:
         return [Figure(name, kind, step, share, max_relative_error=errors[name]) for name, share in shares.items()]
-    candidates: dict[str, Callable[[], object]] = {}
+    candidates: dict[str, _Watched] = {}
     for codec in chosen:
-        candidates[f"encode {codec.name}"] = partial(_encode_all, codec.encode, pieces)
-        candidates[f"decode {codec.name}"] = partial(_decode_all, codec.decode, packed[codec.name], outs)
+        candidates[f"encode {codec.name}"] = _Watched(partial(_encode_all, codec.encode, pieces))
+        candidates[f"decode {codec.name}"] = _Watched(partial(_decode_all, codec.decode, packed[codec.name], outs))
     with _collector_at_rest():
-        times = race(candidates, rounds)
+        race(candidates, rounds)
     found = []
     for name, share in shares.items():
-        encode, decode = ([nbytes / 1e9 / seconds for seconds in times[f"{way} {name}"]] for way in WAYS)
+        # The first round of a race does not count.
+        encode, decode = ([nbytes / 1e9 / t for t in candidates[f"{way} {name}"].seconds[1:]] for way in WAYS)
         found.append(
             Figure(
                 name,
@@ -83,6 +85,19 @@ def figures(pieces: Sequence[Values], kind: str, step: int, chosen: Sequence[Cod
             )
         )
     return found
+
+
+class _Watched:
+    """A call that keeps the CPU seconds of its thread: what a codec takes of one core, however busy the others are."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+        self.seconds: list[float] = []
+
+    def __call__(self) -> None:
+        start = time.thread_time()
+        self.call()
+        self.seconds.append(time.thread_time() - start)
 
 
 def _quartiles(speeds: Sequence[float]) -> tuple[float, float]:
@@ -222,7 +237,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps of each recipe")
     parser.add_argument("--folder", type=Path, help="keep trainings and stores here, and take over what is there")
     given = parser.parse_args()
-    torch.set_num_threads(n_cores())
     with tempfile.TemporaryDirectory(dir=os.environ.get("NDT_BENCH_DIR")) as temporary:
         folder = given.folder or Path(temporary)
         stores = captured_runs(folder, steps=given.steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from capture.from_recipe import capture_recipe
@@ -66,10 +67,16 @@ def _recipe(name: str, steps: int) -> Recipe:
 def captured_runs(folder: Path, names: Sequence[str] = tuple(CAPTURES), *, steps: int) -> dict[str, Store]:
     """Train and capture recipes in `folder`; what is there already is taken over."""
     stores = {}
-    for name in names:
-        recipe, trained = _recipe(name, steps), folder / f"{name}.training"
-        train_recipe(recipe, trained)
-        stores[name] = capture_recipe(recipe, folder / f"{name}.zarr", trained, progress=False)
+    n_threads = torch.get_num_threads()
+    # With one thread for each core, a machine that does other things too lets them wait for each other.
+    torch.set_num_threads(1)
+    try:
+        for name in names:
+            recipe, trained = _recipe(name, steps), folder / f"{name}.training"
+            train_recipe(recipe, trained)
+            stores[name] = capture_recipe(recipe, folder / f"{name}.zarr", trained, progress=False)
+    finally:
+        torch.set_num_threads(n_threads)
     return stores
 
 
