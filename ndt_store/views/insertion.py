@@ -16,38 +16,34 @@ from ndt_store.views.compiled import jit
 
 __all__ = ["insert", "resolve"]
 
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 
 @jit()
-def _precedes(value: Any, example: int, other: Any, other_example: int) -> bool:
-    """Whether a value ranks before another: NaN first, then the larger, then the smaller example id."""
-    if value == other or (np.isnan(value) and np.isnan(other)):
-        return example < other_example
-    return bool(value > other or np.isnan(value))
+def _put(e: int, u: int, new: Any, n: int, value: Array, source: I32, ids: I64, held: I64) -> None:
+    """Put the value of row `e` where it belongs in the list of unit `u`, of which the first `n` ranks are filled.
 
-
-@jit()
-def _insert(e: int, new: Any, n: int, value: Array, source: I64, ids: I64, held: I64) -> None:
-    """Put one value into a list of which the first `n` ranks are filled, where it belongs."""
-    k = len(value)
+    That is after NaN, larger values, and equal ones of smaller example id. Lists are not cut out as arrays of their own,
+    since counting references to them would cost more than the insertion.
+    """
+    k = value.shape[1]
     at = n
     while at > 0:
-        origin = source[at - 1]
-        other = ids[origin] if origin >= 0 else held[-1 - origin]
-        if not _precedes(new, ids[e], value[at - 1], other):
-            break
+        other, origin = value[u, at - 1], source[u, at - 1]
+        if not (other < new or (np.isnan(new) and not np.isnan(other))):
+            tied = other == new or (np.isnan(new) and np.isnan(other))
+            if not tied or ids[e] > (ids[origin] if origin >= 0 else held[u, -1 - origin]):
+                break
         if at < k:
-            value[at] = value[at - 1]
-            source[at] = origin
+            value[u, at], source[u, at] = other, origin
         at -= 1
     if at < k:
-        value[at] = new
-        source[at] = e
+        value[u, at], source[u, at] = new, e
 
 
 @jit()
-def insert(best: Array, ids: I64, held: I64, n_held: int, value: Array, source: I64) -> None:
+def insert(best: Array, ids: I64, held: I64, n_held: int, value: Array, source: I32) -> None:
     """Insert the values (example, unit) of a block into sorted lists (unit, rank).
 
     Parameters
@@ -62,7 +58,7 @@ def insert(best: Array, ids: I64, held: I64, n_held: int, value: Array, source: 
         Ranks that are filled at the start; with the examples of the block they have to fill the lists.
     value : ndarray (unit, rank)
         The lists.
-    source : ndarray of int64 (unit, rank)
+    source : ndarray of int32 (unit, rank)
         Where each entry is from: the row of the block, or ``-1 - rank`` in `held`.
     """
     n_examples, n_units = best.shape
@@ -70,18 +66,18 @@ def insert(best: Array, ids: I64, held: I64, n_held: int, value: Array, source: 
     filling = k - n_held
     for e in range(filling):
         for u in range(n_units):
-            _insert(e, best[e, u], n_held + e, value[u], source[u], ids, held[u])
-    # A tie is lost at once where ids only grow, as they do when blocks come in order.
+            _put(e, u, best[e, u], n_held + e, value, source, ids, held)
+    # The last of each list, or just above it where ids only grow, as when blocks come in order: then a tie is lost.
     growing = bool((np.diff(ids) > 0).all()) and (held.size == 0 or held.max() < ids[0])
-    bound = value[:, -1].copy()
+    above = np.full_like(value[:, -1], np.inf)
+    bound = np.nextafter(value[:, -1], above) if growing else value[:, -1].copy()
     for e in range(filling, n_examples):
         row = best[e]
         for u in range(n_units):
-            # NaN on either side compares as false, and is left to the exact order.
-            if row[u] < bound[u] or (growing and row[u] == bound[u]):
+            if row[u] < bound[u]:  # not so for NaN on either side, which is left to the exact order
                 continue
-            _insert(e, row[u], k, value[u], source[u], ids, held[u])
-            bound[u] = value[u, -1]
+            _put(e, u, row[u], k, value, source, ids, held)
+            bound[u] = np.nextafter(value[u, -1], above[u]) if growing else value[u, -1]
 
 
 @jit()
@@ -97,7 +93,7 @@ def _first(values: Array, sought: Any) -> int:
 
 @jit()
 def resolve(
-    block: Array, ids: I64, held: I64, held_position: I64, value: Array, source: I64, example: I64, position: I64
+    block: Array, ids: I64, held: I64, held_position: I64, value: Array, source: I32, example: I64, position: I64
 ) -> None:
     """Fill in example ids and first positions (unit, rank) of the lists.
 

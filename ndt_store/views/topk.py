@@ -80,7 +80,8 @@ def update(block: Block, example_ids: I64, k: int, *, best: Array | None = None,
     n_held = held.value.shape[2]
     shape = (n_checkpoints, n_units, min(k, n_held + n_examples))
     dtype = np.float32 if best.dtype == held.value.dtype == np.float32 else np.float64
-    value, (source, example, position) = np.empty(shape, dtype), np.empty((3, *shape), np.int64)
+    value, source = np.empty(shape, dtype), np.empty(shape, np.int32)
+    example, position = np.empty(shape, np.int64), np.empty(shape, np.int64)
     value[..., :n_held], source[..., :n_held] = held.value, -1 - np.arange(n_held)
     has_positions = n_tokens * n_positions > 1
     for c in range(n_checkpoints if value.size else 0):
