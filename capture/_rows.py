@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import google_crc32c
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from capture._describe import described
-from ndt_store.codecs import crc32c
 from ndt_store.errors import CaptureError, InvalidInputError
 from ndt_store.layout import Rows
 
@@ -51,7 +51,7 @@ class SteadyRows:
         # In order of memory whatever the order was, so that a row is one run of bytes.
         values = np.ascontiguousarray(self._rows[rows], self.dtype)
         flat = values.reshape(len(values), -1).view(np.uint8)
-        found = np.fromiter((crc32c(row.data) for row in flat), np.uint32, len(values))
+        found = np.fromiter(map(google_crc32c.value, flat), np.uint32, len(values))
         changed = self._known[rows] & (found != self._checksums[rows])
         if changed.any():
             at = range(*rows.indices(self.shape[0]))[int(changed.argmax())]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from capture.pipeline import projected_nbytes
-from ndt_store.dims import EXAMPLE, KINDS, LAYERS_GROUP
+from ndt_store.dims import EXAMPLE, KINDS, LAYERS_GROUP, UNIT
 from ndt_store.errors import MemoryBudgetError, StorageError
-from ndt_store.layout import BLOCK_NBYTES, forecast, rows_per_block
+from ndt_store.layout import BLOCK_NBYTES, forecast, n_blocks, rows_per_block
 from ndt_store.nbytes import human_nbytes, memory_nbytes
 from ndt_store.schema import ArraySpec, Schema
+from ndt_store.views.frame import CLASS_SHARE, FEW_CLASSES, has_views
+from ndt_store.views.kinds import K
 
 __all__ = ["Forecast", "forecast_capture", "require_memory"]
 
-_MEMORY_SHARE = 4
+VIEWS: Final = "views"
+_MEMORY_SHARE: Final = 4
+_VIEW_HEADERS_NBYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Forecast:
     Parameters
     ----------
     arrays : dict of str to int
-        Bytes by array path, all planned checkpoints together, before compression.
+        Bytes by array path, all planned checkpoints together, before compression; `VIEWS` for what is derived.
     n_checkpoints : int
         Planned.
     memory_nbytes : int
@@ -56,7 +64,7 @@ class Forecast:
                 rows.append({"layer": layer, "kind": kind, "bytes": nbytes})
             else:
                 rest += nbytes
-        return [*rows, {"layer": "", "kind": "probe set, outputs, labels", "bytes": rest}]
+        return [*rows, {"layer": "", "kind": "probe set, outputs, labels, views", "bytes": rest}]
 
     def require_room(self, path: str) -> None:
         """Refuse a capture that could fill the disk.
@@ -77,7 +85,8 @@ class Forecast:
 def forecast_capture(schema: Schema, path: str | os.PathLike[str], batch_size: int) -> Forecast:
     """Forecast what writing `schema` at `path` takes; nothing is written."""
     memory_nbytes = projected_nbytes(_tapped(schema), batch_size)
-    return Forecast(forecast(schema), len(schema.checkpoints), memory_nbytes, _free_nbytes(Path(path)))
+    arrays = forecast(schema) | {VIEWS: len(schema.checkpoints) * sum(map(_views_nbytes, schema.cubes))}
+    return Forecast(arrays, len(schema.checkpoints), memory_nbytes, _free_nbytes(Path(path)))
 
 
 def require_memory(schema: Schema, batch_size: int, allowed_nbytes: int | None) -> None:
@@ -121,6 +130,17 @@ def require_memory(schema: Schema, batch_size: int, allowed_nbytes: int | None) 
 
 def _tapped(schema: Schema) -> list[ArraySpec]:
     return [spec for spec in schema.cubes if EXAMPLE in spec.dims]
+
+
+def _views_nbytes(spec: ArraySpec) -> int:
+    """Bytes that the views of one cube take at one checkpoint, at most."""
+    if not has_views(spec):
+        return 0
+    n_units = spec.sizes[spec.dims.index(UNIT) - 1]
+    n_values = math.prod(spec.sizes) // n_units
+    by_class = max(8 * FEW_CLASSES, CLASS_SHARE * 4 * n_values)
+    ranked = min(K, spec.sizes[0]) * (np.dtype(spec.dtype).itemsize + 8)
+    return _VIEW_HEADERS_NBYTES + int(n_units * (40 + 20 * n_blocks(spec) + by_class + ranked))
 
 
 def _with_blocks(specs: Sequence[ArraySpec], block_nbytes: int) -> list[ArraySpec]:

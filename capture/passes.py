@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from capture.pipeline import BlockAssembler, HostCopies
 from capture.probe import Probe
-from capture.taps import BatchResult, Tapper
+from capture.results import BatchResult
+from capture.taps import Tapper
 from ndt_store.dims import EXAMPLE
 from ndt_store.progress import progress_bar
 from ndt_store.schema import ArraySpec, layer_path
+from ndt_store.views.flight import CheckpointSummary
 from ndt_store.writer import StoreWriter
 
 __all__ = ["OUTPUTS", "write_checkpoint"]
@@ -29,13 +31,14 @@ def write_checkpoint(
     step: int,
     tapper: Tapper,
     probe: Probe,
+    summaries: CheckpointSummary,
     *,
     weights_digest: str,
     batch_size: int,
     device: torch.device,
     progress: bool,
 ) -> dict[str, int]:
-    """Write every block of a planned checkpoint; the caller commits it.
+    """Write every block of a planned checkpoint and give it to the summaries; the caller commits and keeps them.
 
     Returns
     -------
@@ -51,13 +54,18 @@ def write_checkpoint(
     casts = _Casts(specs)
     n_batches = -(-len(probe) // batch_size)
     with ExitStack() as scope:
-        blocks = scope.enter_context(BlockAssembler(writer, step, specs))
+        blocks = scope.enter_context(BlockAssembler(writer, step, specs, summaries))
         advance = scope.enter_context(progress_bar(f"checkpoint {step}", show=progress))
         scope.enter_context(tapper)
         copies = HostCopies(device)
+
+        def hand(layer: str, kind: str, tensor: torch.Tensor) -> None:
+            path = layer_path(layer, kind)
+            blocks.add(path, casts.of(path, tensor).numpy())
+
         for done, (inputs, labels) in enumerate(probe.batches(batch_size), 1):
-            result = tapper.run(inputs, labels.to(device))
-            _add_all(blocks, copies.exchange(casts.of(result)))
+            result = tapper.run(inputs, labels.to(device), hand if device.type == "cpu" else None)
+            _add_all(blocks, copies.exchange(casts.of_all(result)))
             advance(done, n_batches)
         _add_all(blocks, copies.exchange(None))
         blocks.put("weights_digest", np.asarray(weights_digest, dtype=object))
@@ -72,17 +80,17 @@ class _Casts:
         self._wanted: dict[str, torch.dtype] = {spec.path: getattr(torch, spec.dtype) for spec in specs}
         self._overflowed: dict[str, torch.Tensor] = {}
 
-    def of(self, result: BatchResult) -> dict[str, torch.Tensor]:
+    def of_all(self, result: BatchResult) -> dict[str, torch.Tensor]:
         arrays = {layer_path(name, kind): tensor for (name, kind), tensor in result.tensors.items()}
         arrays.update((name, tensor) for name in OUTPUTS if (tensor := getattr(result, name)) is not None)
         # Cast on the device: half the bytes to copy, and the CPU stays free for the writers.
-        return {path: self._cast(path, tensor.detach()) for path, tensor in arrays.items()}
+        return {path: self.of(path, tensor.detach()) for path, tensor in arrays.items()}
 
     def overflowed(self) -> dict[str, int]:
         counts = {path: int(count) for path, count in self._overflowed.items()}
         return {path: count for path, count in counts.items() if count}
 
-    def _cast(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
+    def of(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
         wanted = self._wanted[path]
         stored = tensor.to(wanted)
         if wanted.is_floating_point and torch.finfo(wanted).max < torch.finfo(tensor.dtype).max:

@@ -1,19 +1,24 @@
 """From tensors on a device to blocks on disk, beside the forward pass and in bounded memory.
 
-Three stages run at once. While the model computes batch n + 1, a side stream copies batch n into pinned buffers (on a
-CPU the tensors are there already), and writer threads encode and write the blocks that batch n - 1 completed::
+Three stages run at once. While the model computes batch n + 1, a side stream copies batch n into pinned buffers, and
+writer threads encode and write the blocks that batch n - 1 completed. On a CPU there is nothing to bring over: each
+output goes into its open block as it leaves its module, while it is in the processor's cache, and the model's own
+memory is free again as early as without a capture::
 
     model -> HostCopies -> BlockAssembler -> writer threads -> StoreWriter
 
-What is held at any time: two batches on their way, one open block an array, and at most `MAX_PENDING` blocks with the
-writers. None of it grows with the number of examples.
+What is held at any time: two batches on their way from a device, one open block an array, and at most `MAX_PENDING`
+blocks with the writers. None of it grows with the number of examples.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -23,7 +28,9 @@ from numpy.typing import NDArray
 
 from ndt_store.errors import CaptureError
 from ndt_store.layout import numpy_dtype
+from ndt_store.rawio import DIRECT_NBYTES, STAGING_NBYTES
 from ndt_store.schema import ArraySpec
+from ndt_store.views.flight import CheckpointSummary
 from ndt_store.writer import StoreWriter
 
 __all__ = ["MAX_PENDING", "BlockAssembler", "HostCopies", "projected_nbytes"]
@@ -35,7 +42,7 @@ Arrays = Mapping[str, torch.Tensor]
 
 
 class HostCopies:
-    """Brings batches to host memory: at once from a CPU, one behind from a GPU.
+    """Brings batches to host memory: one behind from CUDA, at once from anywhere else.
 
     On CUDA each batch goes through one of two sets of pinned buffers on a stream of its own, so that copying overlaps
     the next forward pass. The tensors stay referenced until their copy is done.
@@ -85,17 +92,23 @@ class BlockAssembler:
         The checkpoint in flight.
     specs : sequence of ArraySpec
         The cubes that will be filled, by path.
+    summaries : CheckpointSummary, optional
+        Gets each block from the thread that writes it, while the block is in the processor's cache.
 
     Notes
     -----
     An error in a writer thread is raised by the next call here. Leaving the context waits for the threads.
     """
 
-    def __init__(self, writer: StoreWriter, step: int, specs: Sequence[ArraySpec]) -> None:
+    def __init__(
+        self, writer: StoreWriter, step: int, specs: Sequence[ArraySpec], summaries: CheckpointSummary | None = None
+    ) -> None:
         self._writer = writer
+        self._summaries = summaries
         self._step = step
         self._specs = {spec.path: spec for spec in specs}
         self._open: dict[str, NDArray[Any]] = {}
+        self._memory = BlockMemory(_blocks_nbytes(specs))
         self._filled = dict.fromkeys(self._specs, 0)
         self._room = threading.BoundedSemaphore(MAX_PENDING)
         self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="ndt-write")
@@ -110,7 +123,7 @@ class BlockAssembler:
         self._pool.shutdown(wait=True, cancel_futures=error is not None)
 
     def add(self, path: str, rows: NDArray[Any]) -> None:
-        """Append the next examples of one cube, shape (examples of the batch, *other sizes)."""
+        """Append the next examples of one cube, shape (examples of the batch, *other sizes); `rows` is copied."""
         spec = self._specs[path]
         if rows.shape[1:] != spec.sizes[1:]:
             raise CaptureError(
@@ -125,8 +138,9 @@ class BlockAssembler:
             index, offset = divmod(done, spec.rows)
             length = min(spec.rows, spec.sizes[0] - index * spec.rows)
             if path not in self._open:
-                self._open[path] = np.empty((length, *spec.sizes[1:]), numpy_dtype(spec))
+                self._open[path] = self._memory.take((length, *spec.sizes[1:]), numpy_dtype(spec))
             count = min(length - offset, len(rows) - taken)
+            # Not by torch, whose threads would wait for each other while the writers have the processors.
             self._open[path][offset : offset + count] = rows[taken : taken + count]
             self._filled[path] = done + count
             taken += count
@@ -163,17 +177,88 @@ class BlockAssembler:
 
     def _write(self, path: str, index: int, data: NDArray[Any]) -> None:
         try:
+            if self._summaries is not None:
+                self._summaries.add(path, index, data)
             self._writer.write_block(self._step, path, index, data)
         finally:
+            self._memory.give(data)
             self._room.release()
+
+
+class BlockMemory:
+    """Memory of blocks, which is used again: faulting in fresh pages costs more than filling them.
+
+    It begins at a page, as writing past the page cache asks for, and consists of huge pages where the system has them.
+    Blocks too small for that are ordinary arrays.
+
+    Parameters
+    ----------
+    limit_nbytes : int
+        What is kept for later is let go as soon as more than this would be held together with what is in use.
+
+    Attributes
+    ----------
+    held_nbytes : int
+        In use and kept.
+    """
+
+    def __init__(self, limit_nbytes: int) -> None:
+        self._limit_nbytes = limit_nbytes
+        self.held_nbytes = 0
+        self._idle: list[mmap.mmap] = []
+        self._lent: dict[int, mmap.mmap] = {}
+        self._guard = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return a C-contiguous array without defined values."""
+        size = _memory_nbytes(math.prod(shape) * dtype.itemsize)
+        if size < DIRECT_NBYTES:
+            return np.empty(shape, dtype)
+        with self._guard:
+            found = next((memory for memory in reversed(self._idle) if len(memory) == size), None)
+            if found is not None:
+                self._idle.remove(found)
+            else:
+                while self._idle and self.held_nbytes + size > self._limit_nbytes:
+                    self.held_nbytes -= len(self._idle.pop(0))
+                self.held_nbytes += size
+                found = mmap.mmap(-1, size)
+                if hasattr(mmap, "MADV_HUGEPAGE"):
+                    with suppress(OSError):
+                        found.madvise(mmap.MADV_HUGEPAGE)
+            array = np.frombuffer(found, dtype, math.prod(shape)).reshape(shape)
+            self._lent[id(array)] = found
+        return array
+
+    def give(self, array: NDArray[Any]) -> None:
+        """Take an array back that `take` returned and nobody uses any more; others are passed over."""
+        with self._guard:
+            memory = self._lent.pop(id(array), None)
+            if memory is not None:
+                self._idle.append(memory)
 
 
 def projected_nbytes(specs: Sequence[ArraySpec], batch_size: int) -> int:
     """Host memory that a capture takes at most, beside the model and its passes, in bytes.
 
     Two batches on their way, one open block an array, `MAX_PENDING` blocks with the writers, and one encoded copy for
-    each writer thread.
+    each writer thread, with what it needs to write it.
     """
-    example = [int(np.prod(spec.sizes[1:])) * numpy_dtype(spec).itemsize for spec in specs]
-    blocks = [nbytes * min(spec.rows, spec.sizes[0]) for nbytes, spec in zip(example, specs, strict=True)]
-    return 2 * batch_size * sum(example) + sum(blocks) + (MAX_PENDING + N_THREADS) * max(blocks, default=0)
+    example = sum(int(np.prod(spec.sizes[1:])) * numpy_dtype(spec).itemsize for spec in specs)
+    largest = max(map(_block_nbytes, specs), default=0)
+    encoded = largest + (STAGING_NBYTES if largest >= DIRECT_NBYTES else 0)
+    return 2 * batch_size * example + _blocks_nbytes(specs) + N_THREADS * encoded
+
+
+def _blocks_nbytes(specs: Sequence[ArraySpec]) -> int:
+    nbytes = [_block_nbytes(spec) for spec in specs]
+    return sum(nbytes) + MAX_PENDING * max(nbytes, default=0)
+
+
+def _block_nbytes(spec: ArraySpec) -> int:
+    return _memory_nbytes(math.prod((min(spec.rows, spec.sizes[0]), *spec.sizes[1:])) * numpy_dtype(spec).itemsize)
+
+
+def _memory_nbytes(nbytes: int) -> int:
+    """Bytes that a block takes in memory: whole pages where it is written past the page cache."""
+    return nbytes if nbytes < DIRECT_NBYTES else -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -50,11 +50,11 @@ class Probe:
         return int(self.contents.inputs.shape[0])
 
     def batches(self, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (inputs, labels) in order; the last batch may be shorter."""
+        """Yield (inputs, labels) in order; the last batch may be shorter. Inputs may share memory with the data."""
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
-            # A copy of its own: the model may write into its input.
-            inputs = torch.from_numpy(np.array(self.contents.inputs[rows]))
+            values = self.contents.inputs[rows]
+            inputs = torch.from_numpy(values if values.flags.writeable else np.array(values))
             labels = torch.from_numpy(np.asarray(self.contents.labels[rows]).astype(np.int64))
             yield inputs.bfloat16() if self.bfloat16 else inputs, labels
 

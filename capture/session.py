@@ -36,6 +36,7 @@ from ndt_store.planning import Tap, plan_store
 from ndt_store.reader import Store, open_store
 from ndt_store.schema import Schema, as_step
 from ndt_store.storage import Storage, open_storage
+from ndt_store.views.flight import CheckpointSummary
 from ndt_store.writer import StoreWriter
 
 __all__ = ["Session"]
@@ -256,6 +257,7 @@ class Session:
                 step,
                 self._tapper,
                 self._probe,
+                summaries := CheckpointSummary(writer.catalogue),
                 weights_digest=digest,
                 batch_size=self._batch_size,
                 device=self._device,
@@ -268,6 +270,7 @@ class Session:
                 with suppress(NdtError):
                     writer.abandon(step)
             raise
+        summaries.keep(writer.catalogue, step)
         report_nonfinite(writer.catalogue, step, overflowed)
 
     def _open_writer(self) -> StoreWriter:

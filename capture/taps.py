@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -26,35 +25,13 @@ from capture.attention import AttentionRecorder
 from capture.modelstate import as_device, borrowed, model_device, refuse_inference_weights, refuse_wrapped
 from capture.naming import Site
 from capture.objective import GradientOf, check_gradient_of, class_logits, cross_entropy, model_output, scalars
+from capture.results import BatchResult, Sink
 from capture.running import ModuleStack
 from capture.structures import batch_size, call_model, first_tensor, replace_first
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS
 from ndt_store.errors import CaptureError
 
-__all__ = ["BatchResult", "Tapper"]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What one batch gave, on the model's device and out of every graph.
-
-    Parameters
-    ----------
-    logits : torch.Tensor or None
-        (example, class); None where the model's output is not class logits. bfloat16 becomes float32.
-    loss : torch.Tensor or None
-        (example,), cross-entropy in nats; None without class logits or integer labels.
-    prediction : torch.Tensor or None
-        (example,), int64, the largest logit.
-    tensors : dict
-        (site name, kind) -> tensor with the dims of the site, example first. They may share memory with each other:
-        copy before writing to one.
-    """
-
-    logits: torch.Tensor | None
-    loss: torch.Tensor | None
-    prediction: torch.Tensor | None
-    tensors: dict[tuple[str, str], torch.Tensor]
+__all__ = ["Tapper"]
 
 
 class Tapper:
@@ -123,12 +100,15 @@ class Tapper:
             refuse_inference_weights(model)
         self._outputs = {(site.path, site.call): site for site in self._sites if site.kind != ATTENTIONS}
         self._attending = {(site.path, site.call): site for site in self._sites if site.kind == ATTENTIONS}
+        self._emitting = {(site.path, site.call): site for site in self._sites if site.kind == ACTIVATIONS}
         self._differentiated = {(site.path, site.call) for site in self._sites if site.kind == GRADIENTS}
         self._calls = {site.path: site.calls for site in self._outputs.values()}
         self._modules = {site.path: site.module_in(model) for site in self._outputs.values()}
         self._stack: ModuleStack | None = None
         self._undo: ExitStack | None = None
         self._recording = False
+        self._sink: Sink | None = None
+        self._count = 0
         self._fired: Counter[str] = Counter()
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
         self._versions: dict[tuple[str, int], int] = {}
@@ -152,7 +132,7 @@ class Tapper:
         if undo is not None:
             undo.close()
 
-    def run(self, inputs: Any, labels: torch.Tensor | None = None) -> BatchResult:
+    def run(self, inputs: Any, labels: torch.Tensor | None = None, sink: Sink | None = None) -> BatchResult:
         """Run one batch.
 
         Parameters
@@ -162,6 +142,9 @@ class Tapper:
             examples along the first axis of the first tensor.
         labels : torch.Tensor, optional
             (example,), integer classes, or whatever a callable `gradient_of` takes.
+        sink : callable, optional
+            Takes each tensor instead of the result: activations as they leave their modules, so that the model's
+            memory is its own again, then the other kinds. Where the run fails, it has had some of them.
 
         Returns
         -------
@@ -180,15 +163,16 @@ class Tapper:
         """
         if self._undo is None:
             raise CaptureError("Tapper.run was called outside its with block; write `with Tapper(...) as tapper:`")
-        count = batch_size(inputs)
+        self._sink, self._count = sink, batch_size(inputs)
         self._fired.clear()
         try:
             with torch.inference_mode(False), torch.set_grad_enabled(self._gradients), self._kernels():
                 # Labels made under inference mode could not be saved for the backward pass.
                 usable = labels.clone() if labels is not None and labels.is_inference() else labels
-                return self._pass(inputs, usable, count)
+                return self._pass(inputs, usable, self._count)
         finally:
             self._recording = False
+            self._sink = None
             self._kept.clear()
             self._versions.clear()
 
@@ -208,8 +192,14 @@ class Tapper:
         self._check_versions()
         tensors: dict[tuple[str, str], torch.Tensor] = {}
         for site in self._sites:
+            if self._sink is not None and site.kind == ACTIVATIONS:
+                continue
             found = {ACTIVATIONS: self._kept, GRADIENTS: gradients, ATTENTIONS: attentions}[site.kind]
-            tensors[site.name, site.kind] = site.hand_out(found[site.path, site.call], count)
+            tensor = site.hand_out(found[site.path, site.call], count)
+            if self._sink is None:
+                tensors[site.name, site.kind] = tensor
+            else:
+                self._sink(site.name, site.kind, tensor)
         logits = class_logits(output.detach(), count) if self._scores else None
         return BatchResult(
             logits=logits.float() if logits is not None and logits.dtype == torch.bfloat16 else logits,
@@ -238,10 +228,15 @@ class Tapper:
                 f"module {site.path!r} ({site.module_type}) returned {got} where a tensor was found at discovery; "
                 "make its forward return the same structure for every batch, outside inference mode"
             )
-        kept = self._node(site, emitted) if (site.path, site.call) in self._differentiated else emitted
+        key = (site.path, site.call)
+        if self._recording and self._sink is not None and key in self._emitting:
+            self._sink(site.name, ACTIVATIONS, self._emitting[key].hand_out(emitted, self._count))
+            if key not in self._differentiated:
+                return output
+        kept = self._node(site, emitted) if key in self._differentiated else emitted
         if self._recording:
-            self._kept[site.path, site.call] = kept
-            self._versions[site.path, site.call] = kept._version
+            self._kept[key] = kept
+            self._versions[key] = kept._version
         onward = kept.clone() if site.clone else kept
         return output if onward is emitted else replace_first(output, onward)
 

@@ -5,7 +5,8 @@ or not at all, list, delete, make durable, and hold a lock. `LocalStorage` answe
 is another small class with the same methods; `open_storage` is where a path becomes one of them.
 
 A write goes to ``tmp/``, is synced, and is renamed into place. The rename itself becomes durable when `sync` has
-synced the directories concerned, which the writer does before it publishes a commit.
+synced the directories concerned, which the writer does before it publishes a commit. Blocks go past the page cache
+where the file system allows it (`ndt_store.rawio`), and many small files become durable together (`gather`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ndt_store.errors import InvalidInputError, StorageError
 from ndt_store.locking import FileLock
+from ndt_store.rawio import create_file, read_all, sync_paths, write_all
 
 __all__ = ["LocalStorage", "Lock", "Storage", "open_storage"]
 
@@ -79,6 +82,9 @@ class Storage(Protocol):
     def sync(self) -> None:
         """Make every write and deletion so far survive a power cut."""
 
+    def gather(self) -> AbstractContextManager[None]:
+        """Let durable writes wait for the next `sync`, which shows all of them in order; what is left then is lost."""
+
     def lock(self) -> Lock:
         """Take the writer's lock or raise `StoreLockedError`, naming the holder."""
 
@@ -120,6 +126,7 @@ class LocalStorage:
         self._guard = threading.Lock()
         self._made: set[Path] = set()
         self._unsynced: set[Path] = set()
+        self._gathered: list[tuple[Path, Path]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.root,)
@@ -147,7 +154,7 @@ class LocalStorage:
     def read_into(self, key: str, buffers: Sequence[memoryview]) -> int:
         descriptor = self._open(key)
         try:
-            return _read_fully(descriptor, list(buffers))
+            return read_all(descriptor, list(buffers))
         finally:
             os.close(descriptor)
 
@@ -185,23 +192,30 @@ class LocalStorage:
     def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         target = self.root / key
         temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._counter)}"
+        gathered = self._gathered if durable else None
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
         try:
             self._make(temporary.parent)
-            self._make(target.parent)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            if gathered is None:
+                self._make(target.parent)
+            descriptor = create_file(temporary, sum(view.nbytes for view in views))
             try:
-                _write_fully(descriptor, [memoryview(b).cast("B") for b in buffers])
-                if durable:
+                write_all(descriptor, views)
+                if durable and gathered is None:
                     os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            temporary.replace(target)
+            if gathered is None:
+                temporary.replace(target)
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise _storage_error(error, f"writing {target}") from error
         with self._guard:
-            self._unsynced.add(target.parent)
+            if gathered is None:
+                self._unsynced.add(target.parent)
+            else:
+                gathered.append((temporary, target))
 
     def delete(self, key: str) -> None:
         target = self.root / key
@@ -216,18 +230,37 @@ class LocalStorage:
             self._unsynced.add(target.parent)
             self._made = {folder for folder in self._made if target != folder and target not in folder.parents}
 
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[None]:
+        self._gathered = []
+        try:
+            yield
+        finally:
+            left, self._gathered = self._gathered, None
+            for temporary, _ in left:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+
     def sync(self) -> None:
         with self._guard:
-            folders, self._unsynced = self._unsynced, set()
+            files = list(self._gathered or ())
         try:
-            while folders:
-                folder = folders.pop()
-                if folder.is_dir():
-                    _sync_directory(folder)
+            sync_paths([temporary for temporary, _ in files])
+            for temporary, target in files:
+                self._make(target.parent)
+                temporary.replace(target)
+        except OSError as error:
+            raise _storage_error(error, f"syncing {self.root}") from error
+        with self._guard:
+            if self._gathered is not None:
+                del self._gathered[: len(files)]
+            folders, self._unsynced = self._unsynced | {target.parent for _, target in files}, set()
+        try:
+            sync_paths([folder for folder in folders if folder.is_dir()])
         except OSError as error:
             with self._guard:
-                self._unsynced |= {folder, *folders}
-            raise _storage_error(error, f"syncing {folder}") from error
+                self._unsynced |= folders
+            raise _storage_error(error, f"syncing folders of {self.root}") from error
 
     def lock(self) -> Lock:
         try:
@@ -249,34 +282,3 @@ class LocalStorage:
 
 def _storage_error(error: OSError, doing: str, advice: str = WRITE_ADVICE) -> StorageError:
     return StorageError(f"The file system refused while {doing}: {error.strerror or error}; {advice}.")
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_fully(descriptor: int, pending: list[memoryview]) -> None:
-    while pending:
-        written = os.writev(descriptor, pending)
-        while pending and written >= pending[0].nbytes:
-            written -= pending.pop(0).nbytes
-        if pending:
-            pending[0] = pending[0][written:]
-
-
-def _read_fully(descriptor: int, pending: list[memoryview]) -> int:
-    total = 0
-    while pending:
-        count = os.readv(descriptor, pending)
-        if count == 0:
-            break
-        total += count
-        while pending and count >= pending[0].nbytes:
-            count -= pending.pop(0).nbytes
-        if pending:
-            pending[0] = pending[0][count:]
-    return total

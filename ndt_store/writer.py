@@ -98,7 +98,8 @@ class StoreWriter:
                 check_static(catalogue, values)
                 restore_documents(catalogue)
             else:
-                catalogue = create(storage, schema, values, rendered)
+                with storage.gather():
+                    catalogue = create(storage, schema, values, rendered)
             writer = cls(catalogue, lock)
             new = schema.checkpoints[len(catalogue.schema.checkpoints) :]
             if new:
@@ -154,13 +155,14 @@ class StoreWriter:
         storage, catalogue = self._storage, self._catalogue
         before = documents(catalogue.schema, catalogue.provenance)
         schema = catalogue.schema.with_checkpoints(checkpoints)
-        for key, data in documents(schema, catalogue.provenance).items():
-            # The root comes last and after a sync: readers see either plan, never a mixture.
-            if key == ROOT_DOCUMENT:
-                storage.sync()
-            if before.get(key) != data:
-                storage.write(key, [data])
-        storage.sync()
+        with storage.gather():
+            for key, data in documents(schema, catalogue.provenance).items():
+                # The root comes last and after a sync: readers see either plan, never a mixture.
+                if key == ROOT_DOCUMENT:
+                    storage.sync()
+                if before.get(key) != data:
+                    storage.write(key, [data])
+            storage.sync()
         self._catalogue = replace(catalogue, schema=schema)
 
     def write_block(self, step: int, array: str, index: int, data: NDArray[Any]) -> None:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from capture.pipeline import MAX_PENDING, BlockAssembler, HostCopies, projected_nbytes
+from capture.pipeline import MAX_PENDING, N_THREADS, BlockAssembler, BlockMemory, HostCopies, projected_nbytes
 from ndt_store.errors import CaptureError
 from ndt_store.layout import numpy_dtype
+from ndt_store.rawio import ALIGNMENT, DIRECT_NBYTES, STAGING_NBYTES
 from ndt_store.schema import ArraySpec
 
 SPEC = ArraySpec("layers/a/activations", ("checkpoint", "example", "unit"), (17, 3), "float32", 5)
@@ -21,7 +22,7 @@ class Collector:
     def write_block(self, step, array, index, data):
         if self.delay is not None:
             self.delay.wait(5)
-        self.blocks[index] = data
+        self.blocks[index] = data.copy()  # the memory of a block is used again
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 7, 17, 40])
@@ -87,6 +88,60 @@ def test_never_more_blocks_wait_than_the_projection_says():
 def test_projection_has_one_term_for_each_thing_that_is_held():
     block = 5 * 3 * numpy_dtype(SPEC).itemsize
     assert projected_nbytes([SPEC], batch_size=4) == 2 * 4 * 12 + block + (MAX_PENDING + 2) * block
+
+
+def test_projection_of_large_blocks_has_whole_pages_and_what_direct_writing_takes():
+    spec = ArraySpec("a", ("checkpoint", "example", "unit"), (4, DIRECT_NBYTES // 4 + 1), "float32", 2)
+    block = 2 * DIRECT_NBYTES + ALIGNMENT
+    held = 2 * 3 * (DIRECT_NBYTES + 4) + block + MAX_PENDING * block
+    assert projected_nbytes([spec], batch_size=3) == held + N_THREADS * (block + STAGING_NBYTES)
+
+
+def test_memory_of_blocks_begins_at_a_page_is_used_again_and_stays_within_its_limit():
+    size = 2 * DIRECT_NBYTES
+    memory = BlockMemory(3 * size)
+
+    def take(nbytes):
+        array = memory.take((nbytes // 8, 2), np.dtype("<f4"))
+        assert array.shape == (nbytes // 8, 2)
+        assert array.dtype == np.float32
+        assert array.ctypes.data % ALIGNMENT == 0
+        return array
+
+    first, second = take(size), take(size)
+    assert not np.shares_memory(first, second)
+    place = first.ctypes.data
+    memory.give(first)
+    memory.give(np.zeros(3))
+    again = take(size)
+    assert again.ctypes.data == place
+    memory.give(again)
+    memory.give(second)
+    held = [take(size - 8 * ALIGNMENT) for _ in range(3)]
+    assert memory.held_nbytes <= 3 * size
+    for array in held:
+        memory.give(array)
+    take(size)
+    assert memory.held_nbytes <= 3 * size
+
+
+def test_summaries_get_each_block_once_as_it_is_written():
+    class Summaries:
+        def __init__(self):
+            self.seen = {}
+
+        def add(self, path, index, data):
+            assert (path, index) not in self.seen
+            self.seen[path, index] = data.copy()
+
+    writer, summaries = Collector(), Summaries()
+    data = np.arange(51, dtype=np.float32).reshape(17, 3)
+    with BlockAssembler(writer, 0, [SPEC], summaries) as blocks:
+        blocks.add(SPEC.path, data)
+        blocks.finish()
+    assert sorted(summaries.seen) == [(SPEC.path, n) for n in range(4)]
+    for (_, index), block in summaries.seen.items():
+        assert block.tobytes() == writer.blocks[index].tobytes()
 
 
 def test_on_a_cpu_tensors_arrive_at_once():

@@ -263,8 +263,10 @@ def test_the_forecast_is_an_upper_bound_of_an_uncompressed_store(tmp_path, net, 
     assert not (tmp_path / "s").exists()
     capture.capture(net, data, store=tmp_path / "s", compression="none", **OPTIONS)
     files = [p for p in (tmp_path / "s").rglob("*") if p.is_file() and p.suffix != ".json"]
-    on_disk = sum(p.stat().st_size for p in files if "checkpoint" not in p.parts)
-    assert on_disk <= forecast.total_nbytes < 1.2 * on_disk
+    views = sum(p.stat().st_size for p in files if "views" in p.parts)
+    on_disk = sum(p.stat().st_size for p in files if not {"checkpoint", "views"} & set(p.parts))
+    assert on_disk <= forecast.total_nbytes - forecast.arrays["views"] < 1.2 * on_disk
+    assert 0 < views <= forecast.arrays["views"]
 
 
 def test_a_second_writer_is_kept_out(tmp_path, net, data):
@@ -361,13 +363,38 @@ def test_an_error_in_a_writer_thread_reaches_the_caller_and_the_capture_resumes(
 
     storage = FaultyStorage(tmp_path / "s", 0, no_room)
     capture.capture(net, data, store=storage, block_nbytes=3000, **OPTIONS)
-    total = storage.n_operations
+    # The views come after the commit, which stands whatever becomes of them.
+    total = storage.n_operations - sum(p.is_file() for p in (tmp_path / "s" / "views").rglob("*"))
     for at in range(total - 25, total, 4):
         path = tmp_path / f"s{at}"
         with pytest.raises(StorageError, match="No space left"):
             capture.capture(net, data, store=FaultyStorage(path, at, no_room), block_nbytes=3000, **OPTIONS)
         store = capture.capture(net, data, store=path, block_nbytes=3000, **OPTIONS)
         assert verify(store, read_data=True).ok
+
+
+def test_a_disk_that_is_full_when_the_views_are_written_costs_no_commit(tmp_path, net, data):
+    from ndt_store.testing import FaultyStorage, no_room
+
+    storage = FaultyStorage(tmp_path / "s", 0, no_room)
+    whole = capture.capture(net, data, store=storage, **OPTIONS)
+    n_views = sum(p.is_file() for p in (tmp_path / "s" / "views").rglob("*"))
+    assert n_views == 2 * len([s for s in whole.schema.cubes if s.path.startswith("layers/")])
+    at = storage.n_operations - n_views + 1  # the last one sweeps temporaries
+    store = capture.capture(net, data, store=FaultyStorage(tmp_path / "full", at, no_room), **OPTIONS)
+    assert verify(store, read_data=True).ok
+    assert sum(p.is_file() for p in (tmp_path / "full" / "views").rglob("*")) == 1
+
+
+def test_views_made_in_flight_are_those_made_from_the_blocks(tmp_path, net, data):
+    from ndt_store.views.build import index_store
+
+    store = capture.capture(net, data, store=tmp_path / "s", block_nbytes=3000, **OPTIONS)
+    folder = tmp_path / "s" / "views"
+    in_flight = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    report = index_store(store, force=True)
+    assert report.n_made * 2 == len(in_flight) > 0
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == in_flight
 
 
 def test_a_model_without_class_scores_is_captured_without_logits(tmp_path, rng):

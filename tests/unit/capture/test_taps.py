@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -38,8 +39,24 @@ def _seed():
 def tap(model, patterns, inputs, labels=None, kinds=BOTH, **options):
     sites = discover_sites(model, patterns, kinds, inputs, labels, **options)
     options.pop("dims", None)
+    pieces = {}
+
+    def take(name, kind, tensor):
+        assert (name, kind) not in pieces
+        pieces[name, kind] = tensor.clone()
+
     with Tapper(model, sites, **options) as tapper:
-        return tapper.run(inputs, labels)
+        result = tapper.run(inputs, labels)
+        rest = tapper.run(inputs, labels, take)
+    # Handed out piece by piece they are the same.
+    assert rest.tensors == {}
+    assert set(pieces) == set(result.tensors)
+    for key, tensor in result.tensors.items():
+        torch.testing.assert_close(pieces[key], tensor, rtol=0, atol=0, equal_nan=True)
+    for one, other in zip((rest.logits, rest.loss), (result.logits, result.loss), strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    return result
 
 
 def retained(tensors):
@@ -399,6 +416,49 @@ def test_run__raises_when_the_model_does_other_than_at_discovery(habit, message)
     model.habit = habit
     with Tapper(model, sites) as tapper, pytest.raises(CaptureError, match=message):
         tapper.run(x)
+
+
+def test_run__a_sink_has_what_left_the_module_whatever_is_written_into_it_later():
+    model, x = seeded(Switch), torch.randn(3, 4)
+    sites = discover_sites(model, ["two"], ["activations"], x)
+    with Tapper(model, sites) as tapper:
+        expected = tapper.run(x).tensors["two", "activations"].clone()
+        model.habit = "write"
+        pieces = []
+        tapper.run(x, sink=lambda name, kind, tensor: pieces.append(tensor.clone()))
+    assert torch.equal(pieces[0], expected)
+
+
+def test_run__with_a_sink_neither_copies_nor_keeps_what_the_model_lets_go():
+    model, x = seeded(ResidualCNN), torch.randn(3, 2, 5, 5)
+    sites = discover_sites(model, ["stem", "conv", "norm"], ["activations"], x)
+    assert any(site.clone for site in sites)  # the ReLU is in place
+    emitted, gone = [], []
+    model.stem.register_forward_hook(lambda module, args, output: emitted.append(weakref.ref(output)))
+    model.norm.register_forward_hook(lambda module, args, output: emitted.append(weakref.ref(args[0])))
+    model.head.register_forward_pre_hook(lambda module, args: gone.extend(ref() is None for ref in emitted))
+    handed = []
+    with Tapper(model, sites) as tapper:
+        tapper.run(x, sink=lambda name, kind, tensor: handed.append(tensor.data_ptr()))
+        assert len(handed) == 3
+        assert gone == [False, True]  # the shortcut still holds the stem's; the convolution's is free
+        gone.clear()
+        tapper.run(x)
+    assert False in gone[1:]
+
+
+def test_run__an_error_of_the_sink_reaches_the_caller_and_the_model_is_left_as_found():
+    model, x = seeded(MLP), torch.randn(3, 6)
+    sites = discover_sites(model, ["net.*"], ["activations"], x)
+
+    def refuse(name, kind, tensor):
+        raise CaptureError("no room")
+
+    with Tapper(model, sites) as tapper:
+        with pytest.raises(CaptureError, match="no room"):
+            tapper.run(x, sink=refuse)
+        assert tapper.run(x).tensors  # without a sink again
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_run__raises_when_the_size_of_examples_changes():

@@ -127,3 +127,57 @@ def test_what_could_not_be_synced_is_synced_the_next_time(storage, monkeypatch):
         storage.sync()
     storage.sync()
     assert {str(storage.root / "x"), str(storage.root)} <= set(synced)
+
+
+def test_gathered_writes_are_synced_together_and_only_then_seen_in_order(storage, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, type(storage.root).replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(Path(f"/proc/self/fd/{fd}").readlink()), fsync(fd))[1])
+    monkeypatch.setattr(
+        type(storage.root), "replace", lambda self, to: (events.append(f"rename {to}"), replace(self, to))[1]
+    )
+    with storage.gather():
+        for key in ("b/1", "a/2", "b/3"):
+            storage.write(key, [key.encode()])
+        assert not [key for key in storage.list() if not key.startswith("tmp/")]
+        assert events == []
+        storage.sync()
+        renames = [f"rename {storage.root / key}" for key in ("b/1", "a/2", "b/3")]
+        assert {path.parent.name for path in events[:3]} == {"tmp"}
+        assert events[3:6] == renames
+        assert {storage.root / "a", storage.root / "b", storage.root} <= set(events[6:])
+        storage.write("c", [b"4"])
+        assert not storage.exists("c")
+        storage.sync()
+        assert storage.read("c", 9) == b"4"
+    assert sorted(storage.list()) == ["a/2", "b/1", "b/3", "c"]
+
+
+def test_what_was_gathered_and_never_synced_is_gone(storage):
+    with storage.gather():
+        storage.write("a", [b"1"])
+    storage.sync()
+    assert list(storage.list()) == []
+    storage.write("a", [b"2"])
+    assert storage.read("a", 9) == b"2"
+
+
+def test_a_gathered_write_that_need_not_last_is_seen_at_once(storage):
+    with storage.gather():
+        storage.write("a", [b"1"], durable=False)
+        assert storage.read("a", 9) == b"1"
+
+
+def test_a_sync_that_fails_shows_nothing_of_what_was_gathered(storage, monkeypatch):
+    def failing(fd):
+        raise OSError(5, "Input/output error")
+
+    with storage.gather():
+        storage.write("a", [b"1"])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", failing)
+            with pytest.raises(StorageError, match="refused while syncing .*: Input/output error"):
+                storage.sync()
+        assert not storage.exists("a")
+        storage.sync()
+        assert storage.read("a", 9) == b"1"

@@ -280,8 +280,11 @@ def test_a_file_in_the_place_of_a_store_is_left_alone(tmp_path):
 
 def test_leftovers_of_an_interrupted_creation_with_other_layers_are_swept(tmp_path):
     path = tmp_path / "s"
+    counted = FaultyStorage(tmp_path / "counted", at=0)
+    simulate_store(counted, n_committed=0, layers={"other": (3,)})
     with pytest.raises(StorageError):
-        simulate_store(FaultyStorage(path, at=12, fault=no_room), layers={"other": (3,)})
+        # The last two of a creation: the root document, and the sync that shows it.
+        simulate_store(FaultyStorage(path, at=counted.n_operations - 2, fault=no_room), layers={"other": (3,)})
     assert (path / "layers" / "other").exists()
     simulate_store(path, layers={"fc": (3,)})
     assert not (path / "layers" / "other").exists()
