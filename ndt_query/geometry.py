@@ -107,6 +107,7 @@ def dimensionality(
 
     Examples
     --------
+    >>> import numpy as np
     >>> rng = np.random.default_rng(0)
     >>> acts = xr.DataArray(rng.standard_normal((4000, 5)), dims=("example", "unit"))
     >>> found = dimensionality(acts)
