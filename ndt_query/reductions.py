@@ -90,7 +90,7 @@ class ClassReduction:
     codes: NDArray[np.int64]
     n_classes: int
     by_unit: bool = True
-    working_factor: float = 2.0
+    working_factor: float = 0.25
 
     def update(self, block: Block, start: int) -> classes.ClassSums:
         """State of one block."""

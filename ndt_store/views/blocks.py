@@ -9,7 +9,17 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SLAB_ELEMENTS", "Array", "Block", "as_block", "as_float", "position_means", "slabs", "spans"]
+__all__ = [
+    "SLAB_ELEMENTS",
+    "Array",
+    "Block",
+    "as_block",
+    "as_float",
+    "in_kernel_form",
+    "position_means",
+    "slabs",
+    "spans",
+]
 
 Array: TypeAlias = NDArray[Any]
 Block: TypeAlias = NDArray[Any]
@@ -58,6 +68,11 @@ def spans(length: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
+def in_kernel_form(values: Array) -> bool:
+    """Whether compiled kernels read these values without a copy: C-contiguous float32 or float64."""
+    return values.dtype in (np.float32, np.float64) and values.flags.c_contiguous
+
+
 def slabs(block: Block) -> Iterator[tuple[int, slice, Array]]:
     """Walk through a block in the form that compiled kernels read: C-contiguous float32 or float64.
 
@@ -69,10 +84,9 @@ def slabs(block: Block) -> Iterator[tuple[int, slice, Array]]:
     """
     if not block.size:
         return
-    in_form = block.dtype in (np.float32, np.float64) and block.flags.c_contiguous
     n_examples, row = block.shape[1], math.prod(block.shape[2:])
     # Kernels count rows of one call in 32 bits.
-    step = _ROWS // block.shape[2] if in_form else SLAB_ELEMENTS // row
+    step = _ROWS // block.shape[2] if in_kernel_form(block) else SLAB_ELEMENTS // row
     for c, values in enumerate(block):
         for rows in spans(n_examples, step):
             yield c, rows, np.ascontiguousarray(as_float(values[rows]))

@@ -24,8 +24,8 @@ I64 = NDArray[np.int64]
 def _put(e: int, u: int, new: Any, n: int, value: Array, source: I32, ids: I64, held: I64) -> None:
     """Put the value of row `e` where it belongs in the list of unit `u`, of which the first `n` ranks are filled.
 
-    That is after NaN, larger values, and equal ones of smaller example id. Lists are not cut out as arrays of their own,
-    since counting references to them would cost more than the insertion.
+    That is after NaN, larger values, and equal ones of smaller example id. Lists are not cut out as arrays of their
+    own, since counting references to them would cost more than the insertion.
     """
     k = value.shape[1]
     at = n

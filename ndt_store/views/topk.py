@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_store.errors import InvalidInputError
-from ndt_store.views.blocks import Array, Block, as_float
+from ndt_store.views.blocks import SLAB_ELEMENTS, Array, Block, as_float, in_kernel_form, spans
 from ndt_store.views.sums import reduce_block
 
 __all__ = ["TopK", "merge", "update"]
@@ -83,15 +83,18 @@ def update(block: Block, example_ids: I64, k: int, *, best: Array | None = None,
     value, source = np.empty(shape, dtype), np.empty(shape, np.int32)
     example, position = np.empty(shape, np.int64), np.empty(shape, np.int64)
     value[..., :n_held], source[..., :n_held] = held.value, -1 - np.arange(n_held)
-    has_positions = n_tokens * n_positions > 1
+    searched = block if n_tokens * n_positions > 1 else block[:, :0]
+    as_they_are = best.dtype == dtype and in_kernel_form(best) and in_kernel_form(searched)
+    step = n_units if as_they_are else SLAB_ELEMENTS // max(1, n_examples * n_tokens * n_positions)
     for c in range(n_checkpoints if value.size else 0):
-        if n_examples:
-            largest = np.ascontiguousarray(best[c], dtype=dtype)
-            insertion.insert(largest, ids, held.example[c], n_held, value[c], source[c])
-        searched = as_float(block[c] if has_positions else block[c, :0])
-        insertion.resolve(
-            searched, ids, held.example[c], held.position[c], value[c], source[c], example[c], position[c]
-        )
+        for u in spans(n_units, step):
+            if n_examples:
+                largest = np.ascontiguousarray(best[c, :, u], dtype=dtype)
+                insertion.insert(largest, ids, held.example[c, u], n_held, value[c, u], source[c, u])
+            insertion.resolve(
+                np.ascontiguousarray(as_float(searched[c, :, :, u])), ids, held.example[c, u], held.position[c, u],
+                value[c, u], source[c, u], example[c, u], position[c, u],
+            )  # fmt: skip
     return TopK(value, example, position)
 
 

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 import ndt_query as nq
 from ndt_store.views import moments, topk
+from ndt_store.views.fused import summarise
 
 # Few distinct values make ties, zeros of both signs and dead units likely; extremes and NaN come in at times.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 3e20, np.inf, -np.inf, np.nan])
@@ -17,7 +18,11 @@ TAME = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 2.25, 1000.0])
 
 def blocks(elements, min_examples=1):
     shapes = st.tuples(
-        st.integers(1, 2), st.integers(min_examples, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)
+        st.integers(1, 2),
+        st.integers(min_examples, 9),
+        st.integers(1, 3),
+        st.integers(1, 3),
+        st.sampled_from([1, 2, 3, 4, 13]),  # every form of the kernels
     )
     return hnp.arrays(np.float64, shapes, elements=elements)
 
@@ -68,6 +73,36 @@ def test_moments__counts_and_extremes_are_exact_for_any_values(block, data):
     assert not np.isfinite(moments.finalise(state)["std"][~finite]).any()
 
 
+@given(
+    blocks(TAME, min_examples=2),
+    st.sampled_from(["f2", "f4", "f8", "i4"]),
+    st.sampled_from([1e-8, 1.0, 1e8]),
+    st.data(),
+)
+def test_moments__of_any_split_have_the_dense_spread(block, dtype, scale, data):
+    block = (block * (scale if dtype in ("f4", "f8") else 1)).astype(dtype)
+    cut = data.draw(st.integers(0, block.shape[1]))
+    found = moments.finalise(moments.merge(moments.update(block[:, :cut]), moments.update(block[:, cut:])))
+    values = block.astype(np.float64)
+    tolerance = 1e-11 * max(1e-300, float(np.abs(values).max()))
+    for name, expected in {"mean": values.mean((1, 2, 4)), "std": values.std((1, 2, 4))}.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-11, atol=tolerance)
+    constant = values.min((1, 2, 4)) == values.max((1, 2, 4))
+    assert (found["std"][constant] == 0).all()
+
+
+@given(blocks(VALUES), st.data())
+def test_summarise__keeps_the_largest_value_and_the_class_sums_of_any_values(block, data):
+    codes = np.array(data.draw(st.lists(st.integers(0, 2), min_size=block.shape[1], max_size=block.shape[1])))
+    found = summarise(block, codes=codes, n_classes=3, best=True)
+    np.testing.assert_array_equal(found.best, block.max((2, 4)))
+    with np.errstate(invalid="ignore"):
+        means = block.mean((2, 4))
+        expected = np.stack([means[:, codes == code].sum(1) for code in range(3)], axis=1)
+    np.testing.assert_allclose(found.classes.total, expected, rtol=1e-12, atol=1e-12 * 3e20)
+    np.testing.assert_array_equal(found.classes.nan_count, np.isnan(block).any((2, 4)).sum(1))
+
+
 @given(blocks(VALUES, min_examples=3), st.integers(1, 4), st.data())
 def test_topk__merges_in_any_order(block, k, data):
     n = block.shape[1]
@@ -80,7 +115,11 @@ def test_topk__merges_in_any_order(block, k, data):
         left = topk.merge(left, part, k)
     for part in parts[-2::-1]:
         right = topk.merge(part, right, k)
+    state = None
+    for span in spans:
+        state = topk.update(block[:, span], ids[span], k, start=state)
     whole = topk.update(block, ids, k)
     for name in ("value", "example", "position"):
         np.testing.assert_array_equal(getattr(left, name), getattr(whole, name))
         np.testing.assert_array_equal(getattr(right, name), getattr(whole, name))
+        np.testing.assert_array_equal(getattr(state, name), getattr(whole, name))

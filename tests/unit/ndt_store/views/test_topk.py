@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ndt_store.errors import InvalidInputError
 from ndt_store.views import topk
 
 
@@ -10,7 +11,7 @@ def dense(block, ids, k):
     """Rank by (value descending, id ascending), position by first maximum; NaN above everything."""
     c, _, _, u, _ = block.shape
     flat = block.transpose(0, 1, 3, 2, 4).reshape(c, block.shape[1], u, -1)
-    value, example, position = (np.empty((c, u, k)) for _ in range(3))
+    value, example, position = (np.empty((c, u, min(k, len(ids)))) for _ in range(3))
     for i in range(c):
         for j in range(u):
             best = flat[i, :, j].max(axis=1)
@@ -51,6 +52,61 @@ def test_merge__of_any_split_equals_the_whole(rng, levels):
         merged = topk.merge(topk.update(block[:, :cut], ids[:cut], 6), topk.update(block[:, cut:], ids[cut:], 6), 6)
         for name in ("value", "example", "position"):
             np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name), err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int16"])
+@pytest.mark.parametrize("shape", [(2, 60, 1, 4, 1), (1, 60, 2, 3, 5)], ids=str)
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("k", [1, 6, 45, 100])
+def test_update__continues_from_the_state_of_earlier_blocks(rng, dtype, shape, ordered, k):
+    block = rng.integers(-4, 4, shape).astype(dtype)
+    ids = np.arange(shape[1]) if ordered else rng.permutation(500)[: shape[1]]
+    state = merged = None
+    for part in (slice(0, 2), slice(2, 30), slice(30, 30), slice(30, 31), slice(31, 60)):
+        apart = topk.update(block[:, part], ids[part], k)
+        merged = apart if merged is None else topk.merge(merged, apart, k)
+        best = block[:, part].max((2, 4)) if part.start else None
+        state = topk.update(block[:, part], ids[part], k, best=best, start=state)
+        for name in ("value", "example", "position"):
+            np.testing.assert_array_equal(getattr(state, name), getattr(merged, name), err_msg=name)
+    for name, expected in zip(("value", "example", "position"), dense(block, ids, k), strict=True):
+        np.testing.assert_array_equal(getattr(state, name), expected, err_msg=name)
+    assert state.value.dtype == (np.float32 if dtype == "float32" else np.float64)
+
+
+def test_update__equals_lexsort_of_many_values(rng):
+    block = np.maximum(rng.standard_normal((1, 3000, 1, 20, 1), dtype=np.float32), 0)
+    block[0, :, 0, 3], block[0, :, 0, 4] = 0, np.nan
+    block[0, 5::7, 0, 5], block[0, ::500, 0, 6], block[0, :, 0, 7] = np.inf, np.nan, -np.inf
+    ids = np.arange(3000)
+    state = None
+    for part in (slice(0, 1000), slice(1000, 2000), slice(2000, 3000)):
+        state = topk.update(block[:, part], ids[part], 64, start=state)
+    values = block[0, :, 0, :, 0].T
+    order = np.lexsort((np.broadcast_to(ids, values.shape), -values, ~np.isnan(values)), axis=-1)[:, :64]
+    np.testing.assert_array_equal(state.example[0], order)
+    np.testing.assert_array_equal(state.value[0], np.take_along_axis(values, order, axis=1))
+
+
+def test_update__reads_any_strides(rng):
+    block, ids = rng.integers(0, 5, (2, 30, 2, 4, 3)).astype(np.float32), rng.permutation(30)
+    expected = topk.update(block, ids, 7)
+    found = topk.update(np.asfortranarray(block), ids, 7, best=np.asfortranarray(block.max((2, 4))))
+    for name in ("value", "example", "position"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"example_ids": np.arange(4)}, "example_ids"),
+        ({"best": np.zeros((1, 3, 1))}, "best"),
+        ({"start": topk.TopK(*(np.zeros((1, 3, 2), kind) for kind in (float, int, int)))}, "start"),
+    ],
+)
+def test_update__refuses_what_does_not_fit_the_block(wrong, what):
+    with pytest.raises(InvalidInputError, match=f"^{what} has shape"):
+        topk.update(**{"block": np.zeros((1, 3, 1, 2, 1)), "example_ids": np.arange(3), "k": 2} | wrong)
 
 
 def test_sort_keys__has_the_order_of_the_floats():
