@@ -133,23 +133,22 @@ class FromGram:
     def state_nbytes(self, asked: Asked) -> int:
         """Matrices while they are made, written and decomposed, with the samples at hand."""
         part = self._part(asked)
-        n, d = part.shape
-        if not on_samples(n, d):
-            return self._fixed_nbytes(part) + min(part.nbytes, max(RUN_NBYTES, self._block_nbytes(part)))
-        return self._fixed_nbytes(part) + min(part.nbytes, max(self._spare_nbytes(asked), 2 * self._block_nbytes(part)))
-
-    def _fixed_nbytes(self, part: GramPart) -> int:
-        n, d = part.shape
-        if on_samples(n, d):
-            # The triangle, the matrix of a part of the samples, and what LAPACK copies of it.
-            return 20 * n * n + 3 * STRIPE_NBYTES
-        return 8 * d * d * (3 * DEFAULT_N_GROUPS // 2 + 8) + 3 * STRIPE_NBYTES
-
-    def _block_nbytes(self, part: GramPart) -> int:
-        return part.nbytes // len(part.rows) * part.frame.spec.rows
+        two_blocks = 2 * part.nbytes // len(part.rows) * part.frame.spec.rows
+        return _fixed_nbytes(part) + min(part.nbytes, max(self._spare_nbytes(asked), two_blocks))
 
     def _spare_nbytes(self, asked: Asked) -> int:
         """Memory for the samples of one task, of as many as run at the same time."""
-        threads = n_threads()
+        part, threads = self._part(asked), n_threads()
         share = (self.allowed_nbytes - 3 * threads * block_nbytes(asked.spec)) // (threads + 1)
-        return max(0, min(TILE_NBYTES, share - self._fixed_nbytes(self._part(asked))))
+        most = TILE_NBYTES if on_samples(*part.shape) else RUN_NBYTES
+        return max(0, min(most, share - _fixed_nbytes(part)))
+
+
+def _fixed_nbytes(part: GramPart) -> int:
+    n, d = part.shape
+    stripes = 2 * STRIPE_NBYTES
+    if on_samples(n, d):
+        # The triangle, the matrix of a part of the samples, and what LAPACK copies of it.
+        return stripes + 20 * n * n
+    # Triangles of all groups, what lies behind each group that is left out, and a few matrices in work.
+    return stripes + 8 * d * d * (3 * DEFAULT_N_GROUPS // 2 + 8)
