@@ -230,7 +230,10 @@ def _end_example(e: int, slab: Array, total: F64, most: Array, active: I32, code
     if unknown:  # a NaN, or infinities of both signs
         for u in range(n_units):
             if np.isnan(total[u]):
-                found = np.isnan(slab[e, :, u]).sum()
+                found = 0
+                for t in range(n_tokens):
+                    for p in range(n_positions):
+                        found += np.isnan(slab[e, t, u, p])
                 counts[0, u] += found
                 counts[3, u] += found > 0
                 most[u] = np.nan if found else most[u]
@@ -241,8 +244,8 @@ def _end_example(e: int, slab: Array, total: F64, most: Array, active: I32, code
         of_class = class_total[codes[e]]
         for u in range(n_units):
             of_class[u] += total[u] / (n_tokens * n_positions)
-    if len(best):
-        best[e] = most
+    for u in range(n_units if len(best) else 0):
+        best[e, u] = most[u]
 
 
 @jit()
@@ -267,7 +270,8 @@ def reduce_short(slab: Array, limit: Any, shift: F64, codes: I64, parts: Parts) 
         last = min(n_examples, first + group)
         _add_rows(rows, first * n_tokens, last * n_tokens, limit, wide, by_column, low, high, counter)
         for e in range(first, last):
-            total[:], most[:], active[:] = 0.0, -np.inf, 0
+            for u in range(n_units):
+                total[u], most[u], active[u] = 0.0, -np.inf, 0
             for t in range(n_tokens):
                 _per_example(slab[e, t], limit, total, most, active)
             _end_example(e, slab, total, most, active, codes, parts)
@@ -320,7 +324,8 @@ def reduce_long(slab: Array, keys: NDArray[Any], limit: Any, shift: F64, codes: 
     bits = np.empty(2, keys.dtype)
     ends = bits.view(slab.dtype)
     for e in range(n_examples):
-        total[:], most[:], active[:] = 0.0, -np.inf, 0
+        for u in range(n_units):
+            total[u], most[u], active[u] = 0.0, -np.inf, 0
         for t in range(n_tokens):
             for u in range(n_units):
                 run = slab[e, t, u]

@@ -43,7 +43,7 @@ def _put(e: int, u: int, new: Any, n: int, value: Array, source: I32, ids: I64, 
 
 
 @jit()
-def insert(best: Array, ids: I64, held: I64, n_held: int, value: Array, source: I32) -> None:
+def insert(best: Array, ids: I64, growing: bool, held: I64, n_held: int, value: Array, source: I32) -> None:
     """Insert the values (example, unit) of a block into sorted lists (unit, rank).
 
     Parameters
@@ -52,6 +52,8 @@ def insert(best: Array, ids: I64, held: I64, n_held: int, value: Array, source: 
         Largest value of each example.
     ids : ndarray of int64 (example,)
         Ids of the examples.
+    growing : bool
+        Whether each id is larger than those before it and those held: then a tie with the last of a list is lost.
     held : ndarray of int64 (unit, rank)
         Example ids of what the lists hold at the start.
     n_held : int
@@ -67,17 +69,16 @@ def insert(best: Array, ids: I64, held: I64, n_held: int, value: Array, source: 
     for e in range(filling):
         for u in range(n_units):
             _put(e, u, best[e, u], n_held + e, value, source, ids, held)
-    # The last of each list, or just above it where ids only grow, as when blocks come in order: then a tie is lost.
-    growing = bool((np.diff(ids) > 0).all()) and (held.size == 0 or held.max() < ids[0])
-    above = np.full_like(value[:, -1], np.inf)
-    bound = np.nextafter(value[:, -1], above) if growing else value[:, -1].copy()
+    infinity = value.dtype.type(np.inf)
+    bound = np.empty(n_units, value.dtype)
+    for u in range(n_units):
+        bound[u] = np.nextafter(value[u, k - 1], infinity) if growing else value[u, k - 1]
     for e in range(filling, n_examples):
-        row = best[e]
         for u in range(n_units):
-            if row[u] < bound[u]:  # not so for NaN on either side, which is left to the exact order
+            if best[e, u] < bound[u]:  # not so for NaN on either side, which is left to the exact order
                 continue
-            _put(e, u, row[u], k, value, source, ids, held)
-            bound[u] = np.nextafter(value[u, -1], above[u]) if growing else value[u, -1]
+            _put(e, u, best[e, u], k, value, source, ids, held)
+            bound[u] = np.nextafter(value[u, k - 1], infinity) if growing else value[u, k - 1]
 
 
 @jit()

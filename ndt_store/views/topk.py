@@ -83,6 +83,7 @@ def update(block: Block, example_ids: I64, k: int, *, best: Array | None = None,
     value, source = np.empty(shape, dtype), np.empty(shape, np.int32)
     example, position = np.empty(shape, np.int64), np.empty(shape, np.int64)
     value[..., :n_held], source[..., :n_held] = held.value, -1 - np.arange(n_held)
+    growing = bool((np.diff(ids, prepend=held.example.max(initial=-1)) > 0).all())
     searched = block if n_tokens * n_positions > 1 else block[:, :0]
     as_they_are = best.dtype == dtype and in_kernel_form(best) and in_kernel_form(searched)
     step = n_units if as_they_are else SLAB_ELEMENTS // max(1, n_examples * n_tokens * n_positions)
@@ -90,7 +91,7 @@ def update(block: Block, example_ids: I64, k: int, *, best: Array | None = None,
         for u in spans(n_units, step):
             if n_examples:
                 largest = np.ascontiguousarray(best[c, :, u], dtype=dtype)
-                insertion.insert(largest, ids, held.example[c, u], n_held, value[c, u], source[c, u])
+                insertion.insert(largest, ids, growing, held.example[c, u], n_held, value[c, u], source[c, u])
             insertion.resolve(
                 np.ascontiguousarray(as_float(searched[c, :, :, u])), ids, held.example[c, u], held.position[c, u],
                 value[c, u], source[c, u], example[c, u], position[c, u],
