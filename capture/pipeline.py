@@ -37,6 +37,7 @@ __all__ = ["MAX_PENDING", "BlockAssembler", "HostCopies", "projected_nbytes"]
 
 N_THREADS: Final = 2
 MAX_PENDING: Final = 2 * N_THREADS
+_GRAIN_NBYTES: Final = 1 << 20
 
 Arrays = Mapping[str, torch.Tensor]
 
@@ -260,5 +261,5 @@ def _block_nbytes(spec: ArraySpec) -> int:
 
 
 def _memory_nbytes(nbytes: int) -> int:
-    """Bytes that a block takes in memory: whole pages where it is written past the page cache."""
-    return nbytes if nbytes < DIRECT_NBYTES else -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    """Bytes that a block takes in memory: rounded up, so that arrays share memory, where it is made of pages."""
+    return nbytes if nbytes < DIRECT_NBYTES else -(-nbytes // _GRAIN_NBYTES) * _GRAIN_NBYTES

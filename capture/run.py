@@ -16,6 +16,7 @@ from capture._describe import described
 from capture._suggest import expected_one_of
 from capture.checkpoints import check_weights, list_checkpoints, load_into, load_weights, weights_digest
 from capture.forecast import Forecast
+from capture.hashing import WeightsHash
 from capture.provenance import require_same_weights
 from capture.session import Session
 from ndt_store.catalogue import Catalogue
@@ -86,6 +87,7 @@ def capture(
     steps = _checkpoints(checkpoints)
     storage = open_storage(store)
     planned = [step for step, _ in steps]
+    own = WeightsHash(model) if checkpoints is None else None
     session = Session(model, data, store=storage, checkpoints=planned, **options)
     for _, weights in steps:
         if weights is not None:
@@ -98,7 +100,7 @@ def capture(
                 # Another process may have made or filled the store since: what was not compared is, under the lock.
                 if step not in compared or step not in session.committed:
                     _load(model, weights)
-                    session.capture(step)
+                    session.capture_hashed(step, own.digest() if own else weights_digest(model.state_dict()))
             return session.store
 
 

@@ -21,10 +21,11 @@ from capture.checkpoints import weights_digest
 from capture.forecast import Forecast, forecast_capture, require_memory
 from capture.identity import callable_name, structure_digest
 from capture.modelstate import as_device, model_device
-from capture.objective import GradientOf, class_count
+from capture.objective import GradientOf, class_count, class_logits, model_output
 from capture.passes import write_checkpoint
 from capture.probe import as_probe
 from capture.provenance import environment, report_nonfinite, require_same_weights, warn_of_narrowing
+from capture.site_checks import PROBES
 from capture.sites import discover_sites
 from capture.taps import Tapper
 from ndt_store.catalogue import Catalogue
@@ -151,25 +152,24 @@ class Session:
         self._progress = progress
         self._writer: StoreWriter | None = None
         inputs, labels = next(self._probe.batches(batch_size))
-        options: dict[str, Any] = {"gradient_of": gradient_of, "device": self._device, "output": output}
-        self._sites = discover_sites(model, wanted, asked, inputs, labels, dims=dims, **options)
-        with Tapper(model, (), **options) as bare:
-            logits = bare.run(inputs[:2]).logits
+        options: dict[str, Any] = {"gradient_of": gradient_of, "device": self._device}
+        said: list[torch.Tensor] = []
+
+        def listen(raw: Any) -> torch.Tensor:
+            said.append(model_output(raw, output))
+            return said[-1]
+
+        self._sites = discover_sites(model, wanted, asked, inputs, labels, dims=dims, output=listen, **options)
+        logits = class_logits(said[-1].detach(), PROBES[0])
         needed = GRADIENTS in asked and gradient_of in ("label_logit", "loss")
         n_classes = class_count(logits, self._probe.contents.labels, needed)
-        self._tapper = Tapper(model, self._sites, scores=n_classes is not None, **options)
+        self._tapper = Tapper(model, self._sites, scores=n_classes is not None, output=output, **options)
         if dtype == "float32":
             warn_of_narrowing(self._sites)
         taps = [
-            Tap(
-                site.name,
-                site.kind,
-                site.dims,
-                site.shape,
-                site.dtype if dtype == "native" else dtype,
-                site.module_type,
-            )
+            Tap(site.name, site.kind, site.dims, site.shape, stored, site.module_type)
             for site in self._sites
+            for stored in [site.dtype if dtype == "native" else dtype]
         ]
         wide = dtype == "native" and logits is not None and logits.dtype == torch.float64
         self._schema, self._static = plan_store(
@@ -241,9 +241,11 @@ class Session:
         CaptureError
             What the model emits is not what it emitted at the start of the session.
         """
-        step = as_step(step)
+        self.capture_hashed(as_step(step), weights_digest(self._model.state_dict()))
+
+    def capture_hashed(self, step: int, digest: str) -> None:
+        """Capture as `capture` does where the digest of the model's weights, as they are now, is known already."""
         writer = self._open_writer()
-        digest = weights_digest(self._model.state_dict())
         if step in writer.committed:
             require_same_weights(writer.catalogue, step, digest)
             return

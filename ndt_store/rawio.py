@@ -16,12 +16,22 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-__all__ = ["ALIGNMENT", "DIRECT_NBYTES", "STAGING_NBYTES", "create_file", "read_all", "sync_paths", "write_all"]
+__all__ = [
+    "ALIGNMENT",
+    "DIRECT_NBYTES",
+    "STAGING_NBYTES",
+    "create_file",
+    "read_all",
+    "sync_paths",
+    "write_all",
+    "write_file",
+]
 
 DIRECT_NBYTES: Final = 1 << 20
 """Smallest file that is written past the cache; waiting for the disk costs more than copying less."""
@@ -71,6 +81,28 @@ def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~_DIRECT)
     while pending:
         _drop(pending, os.writev(descriptor, pending))
+
+
+def write_file(path: Path, buffers: Sequence[memoryview], *, durable: bool) -> None:
+    """Create a file that holds the joined buffers, each of bytes; there is none when this raises.
+
+    Raises
+    ------
+    OSError
+        The file system refuses.
+    """
+    descriptor = create_file(path, sum(buffer.nbytes for buffer in buffers))
+    try:
+        try:
+            write_all(descriptor, buffers)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 def read_all(descriptor: int, buffers: Sequence[memoryview]) -> int:

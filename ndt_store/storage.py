@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ndt_store.errors import InvalidInputError, StorageError
+from ndt_store.gathering import Gathering
 from ndt_store.locking import FileLock
-from ndt_store.rawio import create_file, read_all, sync_paths, write_all
+from ndt_store.rawio import read_all, sync_paths, write_file
 
 __all__ = ["LocalStorage", "Lock", "Storage", "open_storage"]
 
@@ -83,7 +84,10 @@ class Storage(Protocol):
         """Make every write and deletion so far survive a power cut."""
 
     def gather(self) -> AbstractContextManager[None]:
-        """Let durable writes wait for the next `sync`, which shows all of them in order; what is left then is lost."""
+        """Let durable writes wait for the next `sync`, which shows all of them in order; what is left is dropped.
+
+        Until then the buffers of a write must not change, and its errors wait for the `sync` too.
+        """
 
     def lock(self) -> Lock:
         """Take the writer's lock or raise `StoreLockedError`, naming the holder."""
@@ -126,7 +130,7 @@ class LocalStorage:
         self._guard = threading.Lock()
         self._made: set[Path] = set()
         self._unsynced: set[Path] = set()
-        self._gathered: list[tuple[Path, Path]] | None = None
+        self._gathering: Gathering | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.root,)
@@ -192,30 +196,19 @@ class LocalStorage:
     def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         target = self.root / key
         temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._counter)}"
-        gathered = self._gathered if durable else None
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         try:
             self._make(temporary.parent)
-            if gathered is None:
-                self._make(target.parent)
-            descriptor = create_file(temporary, sum(view.nbytes for view in views))
-            try:
-                write_all(descriptor, views)
-                if durable and gathered is None:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            if gathered is None:
-                temporary.replace(target)
+            if durable and self._gathering is not None:
+                self._gathering.add(temporary, target, views)
+                return
+            self._make(target.parent)
+            write_file(temporary, views, durable=durable)
+            temporary.replace(target)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise _storage_error(error, f"writing {target}") from error
         with self._guard:
-            if gathered is None:
-                self._unsynced.add(target.parent)
-            else:
-                gathered.append((temporary, target))
+            self._unsynced.add(target.parent)
 
     def delete(self, key: str) -> None:
         target = self.root / key
@@ -232,29 +225,23 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def gather(self) -> Iterator[None]:
-        self._gathered = []
+        gathering = self._gathering = Gathering()
         try:
             yield
         finally:
-            left, self._gathered = self._gathered, None
-            for temporary, _ in left:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
+            self._gathering = None
+            gathering.close()
 
     def sync(self) -> None:
+        if self._gathering is not None:
+            try:
+                settled = self._gathering.settle(self._make)
+            except OSError as error:
+                raise _storage_error(error, f"writing {error.filename}") from error
+            with self._guard:
+                self._unsynced.update(target.parent for target in settled)
         with self._guard:
-            files = list(self._gathered or ())
-        try:
-            sync_paths([temporary for temporary, _ in files])
-            for temporary, target in files:
-                self._make(target.parent)
-                temporary.replace(target)
-        except OSError as error:
-            raise _storage_error(error, f"syncing {self.root}") from error
-        with self._guard:
-            if self._gathered is not None:
-                del self._gathered[: len(files)]
-            folders, self._unsynced = self._unsynced | {target.parent for _, target in files}, set()
+            folders, self._unsynced = self._unsynced, set()
         try:
             sync_paths([folder for folder in folders if folder.is_dir()])
         except OSError as error:

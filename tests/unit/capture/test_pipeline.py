@@ -90,9 +90,9 @@ def test_projection_has_one_term_for_each_thing_that_is_held():
     assert projected_nbytes([SPEC], batch_size=4) == 2 * 4 * 12 + block + (MAX_PENDING + 2) * block
 
 
-def test_projection_of_large_blocks_has_whole_pages_and_what_direct_writing_takes():
+def test_projection_of_large_blocks_has_whole_megabytes_and_what_direct_writing_takes():
     spec = ArraySpec("a", ("checkpoint", "example", "unit"), (4, DIRECT_NBYTES // 4 + 1), "float32", 2)
-    block = 2 * DIRECT_NBYTES + ALIGNMENT
+    block = 3 << 20
     held = 2 * 3 * (DIRECT_NBYTES + 4) + block + MAX_PENDING * block
     assert projected_nbytes([spec], batch_size=3) == held + N_THREADS * (block + STAGING_NBYTES)
 
@@ -117,7 +117,7 @@ def test_memory_of_blocks_begins_at_a_page_is_used_again_and_stays_within_its_li
     assert again.ctypes.data == place
     memory.give(again)
     memory.give(second)
-    held = [take(size - 8 * ALIGNMENT) for _ in range(3)]
+    held = [take(size - (1 << 20)) for _ in range(3)]
     assert memory.held_nbytes <= 3 * size
     for array in held:
         memory.give(array)

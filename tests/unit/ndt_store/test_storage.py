@@ -140,17 +140,40 @@ def test_gathered_writes_are_synced_together_and_only_then_seen_in_order(storage
         for key in ("b/1", "a/2", "b/3"):
             storage.write(key, [key.encode()])
         assert not [key for key in storage.list() if not key.startswith("tmp/")]
-        assert events == []
+        assert not (storage.root / "a").exists()
         storage.sync()
-        renames = [f"rename {storage.root / key}" for key in ("b/1", "a/2", "b/3")]
         assert {path.parent.name for path in events[:3]} == {"tmp"}
-        assert events[3:6] == renames
+        assert events[3:6] == [f"rename {storage.root / key}" for key in ("b/1", "a/2", "b/3")]
         assert {storage.root / "a", storage.root / "b", storage.root} <= set(events[6:])
         storage.write("c", [b"4"])
         assert not storage.exists("c")
         storage.sync()
         assert storage.read("c", 9) == b"4"
     assert sorted(storage.list()) == ["a/2", "b/1", "b/3", "c"]
+
+
+def test_gathering_holds_a_few_files_at_most(storage, monkeypatch):
+    import threading
+
+    gate, begun = threading.Event(), []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (begun.append(fd), gate.wait(5), fsync(fd))[2])
+    added = []
+
+    def add_many():
+        for n in range(20):
+            storage.write(str(n), [b"x"])
+            added.append(n)
+
+    with storage.gather():
+        thread = threading.Thread(target=add_many)
+        thread.start()
+        thread.join(0.3)
+        assert len(added) == len(begun) == 4
+        gate.set()
+        thread.join(5)
+        storage.sync()
+    assert len(list(storage.list())) == 20
 
 
 def test_what_was_gathered_and_never_synced_is_gone(storage):
@@ -168,16 +191,19 @@ def test_a_gathered_write_that_need_not_last_is_seen_at_once(storage):
         assert storage.read("a", 9) == b"1"
 
 
-def test_a_sync_that_fails_shows_nothing_of_what_was_gathered(storage, monkeypatch):
-    def failing(fd):
-        raise OSError(5, "Input/output error")
+def test_a_gathered_write_that_fails_is_told_by_the_sync_which_shows_nothing(storage, monkeypatch):
+    fsync = os.fsync
 
+    def failing(fd):
+        if os.fstat(fd).st_size == 3:
+            raise OSError(5, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
     with storage.gather():
-        storage.write("a", [b"1"])
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "fsync", failing)
-            with pytest.raises(StorageError, match="refused while syncing .*: Input/output error"):
-                storage.sync()
-        assert not storage.exists("a")
-        storage.sync()
-        assert storage.read("a", 9) == b"1"
+        storage.write("a/b", [b"1"])
+        storage.write("c/d", [b"333"])
+        with pytest.raises(StorageError, match="refused while writing .*c/d: Input/output error"):
+            storage.sync()
+        assert not storage.exists("a/b")
+    assert list(storage.list()) == []
