@@ -18,87 +18,28 @@ columns. Three forms reduce it to the same parts:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from ndt_store.views.blocks import Array
+from ndt_store.views.jit import jit
 
-__all__ = ["Parts", "add_positions", "choose_shift", "jit", "reduce_columns", "reduce_long", "reduce_short"]
+if TYPE_CHECKING:
+    from ndt_store.views.sums import Parts
+
+__all__ = ["add_positions", "reduce_columns", "reduce_long", "reduce_short"]
 
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
-_Kernel = TypeVar("_Kernel", bound=Callable[..., Any])
 
 _GROUP_NBYTES: Final = 1 << 17
 """Rows taken together while they are in a core's own cache."""
 
 _TILE: Final = 1024
 """Columns whose sums, 44 bytes each, are taken together."""
-
-_SHIFT_LIMIT: Final = 1e150
-"""A difference from a larger value might overflow where the sum of the values does not."""
-
-
-def jit(*fastmath: str) -> Callable[[_Kernel], _Kernel]:
-    """Compile at the first call, and keep the result beside the module or in the user's cache if either can be written.
-
-    Parameters
-    ----------
-    *fastmath : str
-        Liberties of LLVM's floating-point arithmetic that the kernel allows.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
-
-    def decorate(function: _Kernel) -> _Kernel:
-        try:
-            kernel: _Kernel = numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither place can be written
-            kernel = numba.njit(**options)(function)
-        return kernel
-
-    return decorate
-
-
-class Parts(NamedTuple):
-    """What kernels add to, for one checkpoint.
-
-    Parameters
-    ----------
-    sums : ndarray of float64 (3, unit)
-        Of ``v - shift``, ``(v - shift)^2`` and ``|v|``.
-    extremes : ndarray (2, unit)
-        Least and largest value; meaningless where a value is NaN.
-    counts : ndarray of int64 (4, unit)
-        Values that are NaN, values with ``|v| > limit``, examples with one of those, examples with a NaN.
-    class_total : ndarray of float64 (class, unit)
-        Means over positions, added up over the examples of each class.
-    best : ndarray (example, unit)
-        Largest value of each example of the slab; not written if it has no examples.
-    """
-
-    sums: F64
-    extremes: Array
-    counts: I64
-    class_total: F64
-    best: Array
-
-
-@jit()
-def choose_shift(slab: Array, shift: F64) -> None:
-    """Take the first value of each unit that is finite and of moderate size, else leave what is there."""
-    n_examples, n_tokens, n_units, n_positions = slab.shape
-    for u in range(n_units):
-        for at in range(n_examples * n_tokens * n_positions):
-            e, rest = divmod(at, n_tokens * n_positions)
-            value = slab[e, rest // n_positions, u, rest % n_positions]
-            if abs(value) <= _SHIFT_LIMIT:
-                shift[u] = value
-                break
 
 
 @jit("contract")

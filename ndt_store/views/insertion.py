@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_store.views.blocks import Array
-from ndt_store.views.compiled import jit
+from ndt_store.views.jit import jit
 
 __all__ = ["insert", "resolve"]
 

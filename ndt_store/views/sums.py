@@ -8,7 +8,7 @@ squared deviations.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from ndt_store.errors import InvalidInputError
 from ndt_store.views.blocks import Array, Block, slabs
 
-__all__ = ["Sums", "reduce_block"]
+__all__ = ["Parts", "Sums", "reduce_block"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 _LONG: Final = 12
 """Positions from which reducing along the run is the faster form."""
+
+_SHIFT_LIMIT: Final = 1e150
+"""A difference from a larger value might overflow where the sum of the values does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,30 @@ class Sums:
     best: Array
 
 
+class Parts(NamedTuple):
+    """What the kernels of `compiled` add to, for one checkpoint.
+
+    Parameters
+    ----------
+    sums : ndarray of float64 (3, unit)
+        Of ``v - shift``, ``(v - shift)^2`` and ``|v|``.
+    extremes : ndarray (2, unit)
+        Least and largest value; meaningless where a value is NaN.
+    counts : ndarray of int64 (4, unit)
+        Values that are NaN, values with ``|v| > limit``, examples with one of those, examples with a NaN.
+    class_total : ndarray of float64 (class, unit)
+        Means over positions, added up over the examples of each class.
+    best : ndarray (example, unit)
+        Largest value of each example of the slab; not written if it has no examples.
+    """
+
+    sums: F64
+    extremes: Array
+    counts: I64
+    class_total: F64
+    best: Array
+
+
 def _class_codes(codes: I64 | None, n_examples: int, n_classes: int) -> I64:
     """Check what the kernels use as an index without a look."""
     if codes is None:
@@ -76,6 +103,16 @@ def _class_codes(codes: I64 | None, n_examples: int, n_classes: int) -> I64:
             " number the classes from 0, or raise n_classes"
         )
     return codes
+
+
+def _one_value(slab: Array) -> F64:
+    """First value of each unit of (example, token, unit, position) that is finite and of moderate size, else 0."""
+    found = slab[0, 0, :, 0].astype(np.float64)
+    for unit in np.flatnonzero(~(np.abs(found) <= _SHIFT_LIMIT)):
+        values = slab[:, :, unit].reshape(-1).astype(np.float64)
+        usable = np.abs(values) <= _SHIFT_LIMIT
+        found[unit] = values[usable.argmax()] if usable.any() else 0.0
+    return found
 
 
 def reduce_block(
@@ -117,9 +154,9 @@ def reduce_block(
     alone = n_tokens == n_positions == 1
     largest = np.empty((n_checkpoints, n_examples if best and not alone else 0, n_units), dtype)
     for c, rows, slab in slabs(block):
-        parts = compiled.Parts(sums[c], extremes[c], counts[c], total[c], largest[c, rows])
+        parts = Parts(sums[c], extremes[c], counts[c], total[c], largest[c, rows])
         if rows.start == 0:
-            compiled.choose_shift(slab, shift[c])
+            shift[c] = _one_value(slab)
         if alone:
             compiled.reduce_columns(slab, limit, shift[c], codes[rows], parts)
         elif n_positions < _LONG:

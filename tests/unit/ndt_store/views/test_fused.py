@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ndt_store.errors import InvalidInputError
-from ndt_store.views import classes, compiled, moments
+from ndt_store.views import classes, jit, moments
 from ndt_store.views.fused import summarise
 
 AXES = (1, 2, 4)
@@ -216,6 +216,6 @@ def test_kernels_compile_where_nothing_can_be_written(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(compiled.numba, "njit", njit)
-    assert compiled.jit()(abs) is abs
+    monkeypatch.setattr(jit.numba, "njit", njit)
+    assert jit.jit()(abs) is abs
     assert tried == [True, False]
