@@ -46,7 +46,10 @@ _TILE: Final = 1024
 def _four_rows(
     a: Array, b: Array, c: Array, d: Array, limit: Any, shift: F64, sums: F64, low: Array, high: Array, active: I32
 ) -> None:
-    """Add four rows to the sums of their columns: four at once, because the sums cost more to load than the values."""
+    """Add four rows to the sums of their columns: four at once, because the sums cost more to load than the values.
+
+    Rows come as arrays of their own: indexed in their matrix they do not become vector code.
+    """
     difference, square, magnitude = sums[0], sums[1], sums[2]
     for j in range(a.size):
         least = a[j] if a[j] < b[j] else b[j]
