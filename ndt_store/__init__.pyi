@@ -17,7 +17,7 @@ from .errors import (
 from .reader import Store, open_store
 from .schema import ArraySpec, Schema
 from .verify import Finding, VerifyReport, verify
-from .views.build import IndexReport, index_store
+from .views.indexing import IndexReport, index_store
 from .views.shelf import ViewWarning
 from .writer import StoreWriter
 

@@ -201,23 +201,34 @@ def verify(store: str, read_data: bool, output_format: str) -> None:
 @cli.command()
 @store_argument
 @selection_options("layer", "checkpoint")
+@click.option(
+    "--gram",
+    type=click.Choice(["flatten", "mean", "samples"]),
+    multiple=True,
+    help="Also statistics of second order, by what becomes of positions; may be given several times.",
+)
 @click.option("--force", is_flag=True, help="Make views again that are there and good.")
-def index(store: str, selection: Selection, force: bool) -> None:
+def index(store: str, selection: Selection, gram: tuple[str, ...], force: bool) -> None:
     """Make the views that are missing, stale or damaged: moments, zone maps, rankings.
 
-    A capture makes them while it writes; this is for stores from elsewhere, or after an interrupted capture.
+    A capture makes them while it writes; this is for stores from elsewhere, or after an interrupted capture. Gram views
+    (--gram), from which dimensions are answered, are made here or by the first question that needs them.
     """
-    from ndt_store.views.build import index_store
+    from ndt_store.views.indexing import index_store
 
     opened = open_store(store)
     steps = opened.checkpoints
     chosen = [int(step) for step in steps[pick(selection.checkpoint, steps, "checkpoint")]]
     with progress_bar("indexing") as advance:
-        report = index_store(opened, layers=selection.layers(opened), checkpoints=chosen, force=force, progress=advance)
+        report = index_store(
+            opened, layers=selection.layers(opened), checkpoints=chosen, gram=gram, force=force, progress=advance
+        )
     click.echo(
         f"{opened.path}: views of {report.n_made} arrays and checkpoints made, {report.n_present} were there; "
         f"{human_nbytes(report.nbytes)} of views beside {human_nbytes(report.array_nbytes)} of arrays."
     )
+    if report.n_too_large:
+        tell(f"{report.n_too_large} Gram views are not kept: they would be large beside their arrays.")
 
 
 @cli.command()

@@ -26,6 +26,7 @@ from ndt_store.layout import ROOT_DOCUMENT, block_shape, documents, numpy_dtype
 from ndt_store.reader import Store
 from ndt_store.schema import ArraySpec
 from ndt_store.views.frame import frame_of, has_views
+from ndt_store.views.gram_view import GRAM_VIEWS, GramView
 from ndt_store.views.kinds import MomentsView, TopView
 from ndt_store.views.shelf import DAMAGED as DAMAGED_VIEW
 from ndt_store.views.shelf import STALE, look, view_key
@@ -155,7 +156,7 @@ def _check_views(catalogue: Catalogue) -> Iterator[Finding]:
     for spec in filter(has_views, catalogue.schema.cubes):
         try:
             frame = frame_of(catalogue, spec)
-            kinds: tuple[type[MomentsView | TopView], ...] = (MomentsView, TopView)
+            kinds: tuple[type[MomentsView | TopView | GramView], ...] = (MomentsView, TopView, *GRAM_VIEWS.values())
             for step, kind in itertools.product(catalogue.committed, kinds):
                 _, state, why = look(catalogue, frame, step, kind)
                 if state in (STALE, DAMAGED_VIEW):

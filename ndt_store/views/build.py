@@ -6,13 +6,12 @@ views to the last bit: parts whose sums round are merged in block order, and the
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,16 @@ from ndt_store.blocks import read_block
 from ndt_store.catalogue import Catalogue
 from ndt_store.errors import StorageError
 from ndt_store.layout import block, block_shape, n_blocks, numpy_dtype
-from ndt_store.reader import Store
 from ndt_store.schema import ArraySpec
 from ndt_store.views.blocks import as_block
 from ndt_store.views.classes import ClassSums
-from ndt_store.views.frame import Frame, frame_of, has_views
+from ndt_store.views.frame import Frame, frame_of
 from ndt_store.views.kinds import K, MomentsView, TopView
 from ndt_store.views.moments import Moments
-from ndt_store.views.shelf import keep, look, view_key
+from ndt_store.views.shelf import keep
 from ndt_store.views.topk import TopK
 
-__all__ = ["BlockSummary", "IndexReport", "UnitViews", "each_block", "index_store", "make_views"]
-
-N_THREADS: Final = 2
+__all__ = ["BlockSummary", "UnitViews", "each_block", "make_views"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,98 +157,3 @@ def each_block(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-@dataclass(frozen=True, slots=True)
-class IndexReport:
-    """What `index_store` did.
-
-    Parameters
-    ----------
-    n_present, n_made : int
-        Arrays and checkpoints whose views were there, and whose views were made.
-    nbytes, array_nbytes : int
-        Size of those views on disk, and of the arrays that they are of, decoded.
-    """
-
-    n_present: int
-    n_made: int
-    nbytes: int
-    array_nbytes: int
-
-
-def index_store(
-    store: Store,
-    *,
-    layers: Sequence[str] | None = None,
-    checkpoints: Sequence[int] | None = None,
-    force: bool = False,
-    n_threads: int = N_THREADS,
-    progress: Callable[[int, int], None] | None = None,
-) -> IndexReport:
-    """Make every view that is missing, stale or damaged, so that questions are answered without reading blocks.
-
-    Parameters
-    ----------
-    store : Store
-        A store that can be written to.
-    layers, checkpoints : sequence, optional
-        Only these; all by default.
-    force : bool
-        Make views again that are there and good.
-    n_threads : int
-        Blocks in work at once.
-    progress : callable, optional
-        Called with (arrays and checkpoints done, in all).
-
-    Returns
-    -------
-    IndexReport
-
-    Raises
-    ------
-    IntegrityError
-        A block is damaged; views made before are kept.
-    StorageError
-        The store cannot be written to.
-
-    Notes
-    -----
-    One pass over what is made. A capture makes the same views while it writes, so that this is for stores from
-    elsewhere, or after a new version.
-    """
-    catalogue = store.catalogue
-    for step in checkpoints or ():
-        store.require_step(step)
-    for layer in layers or ():
-        store.require_layer(layer)
-    work = list(_work(store, layers, checkpoints))
-    present = made = nbytes = array_nbytes = 0
-    for done, (spec, step) in enumerate(work, 1):
-        frame = frame_of(catalogue, spec)
-        if not force and _all_good(catalogue, frame, step):
-            present += 1
-        else:
-            make_views(catalogue, spec, step, n_threads=n_threads, save=False).keep(catalogue, frame, step)
-            made += 1
-        nbytes += sum(catalogue.storage.size(view_key(kind.name, spec, step)) or 0 for kind in (MomentsView, TopView))
-        array_nbytes += math.prod(spec.sizes) * numpy_dtype(spec).itemsize
-        if progress is not None:
-            progress(done, len(work))
-    return IndexReport(present, made, nbytes, array_nbytes)
-
-
-def _all_good(catalogue: Catalogue, frame: Frame, step: int) -> bool:
-    # Looked at rather than loaded: that a view is damaged need not be said where it is about to be replaced.
-    moments, top = look(catalogue, frame, step, MomentsView)[0], look(catalogue, frame, step, TopView)[0]
-    return moments is not None and top is not None
-
-
-def _work(
-    store: Store, layers: Sequence[str] | None, checkpoints: Sequence[int] | None
-) -> Iterator[tuple[ArraySpec, int]]:
-    steps = [int(step) for step in store.checkpoints] if checkpoints is None else list(checkpoints)
-    wanted = None if layers is None else {f"layers/{layer}" for layer in layers}
-    for spec in store.schema.cubes:
-        if has_views(spec) and (wanted is None or spec.group in wanted):
-            yield from ((spec, step) for step in steps)

@@ -20,8 +20,8 @@ def test_examples__run(name):
 
 
 def test_examples__are_found():
-    found = doctest.DocTestFinder().find(importlib.import_module("ndt_query.activity"))
-    assert sum(bool(test.examples) for test in found) >= 3
+    found = [test for name in MODULES for test in doctest.DocTestFinder().find(importlib.import_module(name))]
+    assert sum(bool(test.examples) for test in found) >= 10
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

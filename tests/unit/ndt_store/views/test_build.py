@@ -5,7 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from ndt_store import IntegrityError, NotFoundError, StorageError, ViewWarning, index_store, open_store
+from ndt_store import (
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    ViewWarning,
+    index_store,
+    open_store,
+)
 from ndt_store.dims import UNIT
 from ndt_store.layout import blocks, n_blocks
 from ndt_store.testing import simulate_store
@@ -13,6 +21,7 @@ from ndt_store.testing.faults import FaultyStorage, no_room
 from ndt_store.views.build import BlockSummary, make_views
 from ndt_store.views.flight import CheckpointSummary
 from ndt_store.views.frame import frame_of, has_views
+from ndt_store.views.gram_view import GRAM_VIEWS
 from ndt_store.views.kinds import K, MomentsView, TopView
 from ndt_store.views.shelf import keep, load, view_key
 
@@ -135,6 +144,23 @@ def test_index_makes_what_is_missing_and_nothing_twice(simulated):
         for step in (0, 10, 100)
         for kind in (MomentsView, TopView)
     )
+
+
+def test_index_makes_gram_views_where_they_are_small_beside_their_arrays(simulated, monkeypatch):
+    store = simulated.store
+    report = index_store(store, gram=["mean", "flatten"])
+    assert (report.n_made, report.n_too_large) == (18, 0)
+    assert index_store(store, gram=["mean", "flatten"]).n_present == 18
+    for spec in cubes(store):
+        assert load(store.catalogue, frame_of(store.catalogue, spec), 10, GRAM_VIEWS["mean"])[1] == ""
+    monkeypatch.setattr("ndt_store.views.gram_view.FLOOR_NBYTES", 0)
+    again = index_store(store, layers=["fc"], gram=["mean"], force=True)
+    assert again.n_too_large == 6
+
+
+def test_index__raises_on_an_unknown_gram_view(simulated):
+    with pytest.raises(InvalidInputError, match="no Gram view 'max'"):
+        index_store(simulated.store, gram=["max"])
 
 
 def test_index__raises_on_names_that_are_not_there(simulated):
