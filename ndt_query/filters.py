@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from ndt_store.views.fused import summarise
 from numpy.typing import NDArray
 
 from ndt_query.asked import Asked, asked_of
@@ -24,6 +23,7 @@ from ndt_store.errors import InvalidInputError
 from ndt_store.layout import block_nbytes, n_blocks
 from ndt_store.views.blocks import Block, as_block, as_float, spans
 from ndt_store.views.build import each_block
+from ndt_store.views.fused import summarise
 
 __all__ = ["examples_above"]
 

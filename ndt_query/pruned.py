@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ndt_store.views.fused import summarise
 from numpy.typing import NDArray
 
 from ndt_query.asked import Asked
 from ndt_store.views import topk
 from ndt_store.views.blocks import as_block
 from ndt_store.views.build import each_block
+from ndt_store.views.fused import summarise
 from ndt_store.views.kinds import MomentsView, TopView, Zones
 from ndt_store.views.shelf import load
 
