@@ -105,16 +105,6 @@ def _class_codes(codes: I64 | None, n_examples: int, n_classes: int) -> I64:
     return codes
 
 
-def _one_value(slab: Array) -> F64:
-    """First value of each unit of (example, token, unit, position) that is finite and of moderate size, else 0."""
-    found = slab[0, 0, :, 0].astype(np.float64)
-    for unit in np.flatnonzero(~(np.abs(found) <= _SHIFT_LIMIT)):
-        values = slab[:, :, unit].reshape(-1).astype(np.float64)
-        usable = np.abs(values) <= _SHIFT_LIMIT
-        found[unit] = values[usable.argmax()] if usable.any() else 0.0
-    return found
-
-
 def reduce_block(
     block: Block, threshold: float = 0.0, codes: I64 | None = None, n_classes: int = 0, *, best: bool = False
 ) -> Sums:
@@ -156,7 +146,9 @@ def reduce_block(
     for c, rows, slab in slabs(block):
         parts = Parts(sums[c], extremes[c], counts[c], total[c], largest[c, rows])
         if rows.start == 0:
-            shift[c] = _one_value(slab)
+            # Where this is not finite or too large, neither is the spread, whatever the shift.
+            value = slab[0, 0, :, 0].astype(np.float64)
+            shift[c] = np.where(np.abs(value) <= _SHIFT_LIMIT, value, 0.0)
         if alone:
             compiled.reduce_columns(slab, limit, shift[c], codes[rows], parts)
         elif n_positions < _LONG:
