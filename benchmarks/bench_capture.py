@@ -65,7 +65,7 @@ class Subject:
 
 def run(folder: Path) -> list[Row]:
     """Capture ResNet-18 and cnn_deep."""
-    n = 64 if is_quick() else 1000
+    n = 16 if is_quick() else 1000
     stages = Subject("ResNet-18, 4 stages and classifier", resnet18(), colour_images(n), RESNET_LAYERS)
     n = 256 if is_quick() else 4000
     model, _ = model_and_data()
@@ -126,7 +126,7 @@ def _against_peers(folder: Path, subject: Subject, *, heavy: bool) -> list[Row]:
 
 def _gradients(folder: Path) -> list[Row]:
     """Activations and gradients of ResNet-18, against the same two passes with nothing kept."""
-    n = 32 if is_quick() else 500
+    n = 16 if is_quick() else 500
     subject = Subject("ResNet-18", resnet18(), colour_images(n), RESNET_LAYERS)
     inputs = batches(subject.data)
     classes = torch.split(torch.from_numpy(subject.data[1]), BATCH_SIZE)

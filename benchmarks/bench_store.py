@@ -11,7 +11,7 @@ from pathlib import Path
 import xarray as xr
 
 from benchmarks.harness import Bar, Row, against, is_quick, race, sized
-from benchmarks.subjects import LAYERS, captured, dense
+from benchmarks.subjects import LAYERS, captured, dense, images
 from ndt_store import open_store
 from ndt_store.codecs import PROFILES
 from ndt_store.testing import simulate_store
@@ -26,7 +26,7 @@ def run(folder: Path) -> list[Row]:
     rows = []
     for name in PROFILES:
         path = folder / f"{name}.zarr"
-        store = captured(path, name)
+        store = captured(path, name, data=images(100 if is_quick() else 1000))
         raw = sum(dense(store, layer).nbytes for layer in LAYERS)
         on_disk = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         rows.append(sized(f"store of ReLU activations as initialised, profile {name}", "raw float32", on_disk, raw))

@@ -33,7 +33,7 @@ __all__ = [
 
 QUICK_VARIABLE: Final = "NDT_BENCH_QUICK"
 ROUNDS: Final = 7
-QUICK_ROUNDS: Final = 3
+QUICK_ROUNDS: Final = 2
 
 Times = Mapping[str, Sequence[float]]
 
@@ -130,7 +130,7 @@ def n_cores() -> int:
 
 
 def is_quick() -> bool:
-    """Whether sizes should be such that all modules together finish in two minutes; `python -m benchmarks --quick`."""
+    """Whether sizes should be such that all modules together take minutes; `python -m benchmarks --quick`."""
     return bool(os.environ.get(QUICK_VARIABLE))
 
 
@@ -148,7 +148,7 @@ def race(
     candidates : mapping of str to callable
         By name; what they return is dropped.
     rounds : int, optional
-        Counted rounds; by default 7, and 3 at the quick scale. Round `r` starts with candidate ``r % len(candidates)``.
+        Counted rounds; by default 7, and 2 at the quick scale. Round `r` starts with candidate ``r % len(candidates)``.
     cold : mapping of str to sequence of Path, optional
         Files to remove from the page cache before each run of that candidate.
     between : callable, optional
@@ -162,12 +162,15 @@ def race(
     names = list(candidates)
     rounds = (QUICK_ROUNDS if is_quick() else ROUNDS) if rounds is None else rounds
     times: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
     for number in range(rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             if between is not None:
                 between()
+            # Rid of the last candidate's garbage; what outlives a run, modules above all, need not be walked again.
             gc.collect()
+            gc.freeze()
             if cold is not None:
                 drop(cold[name])
             start = time.perf_counter()
@@ -175,6 +178,7 @@ def race(
             elapsed = time.perf_counter() - start
             if number:
                 times[name].append(elapsed)
+    gc.unfreeze()
     return times
 
 
@@ -207,7 +211,8 @@ def against(
         cache=cache,
         nbytes=nbytes,
         n_examples=n_examples,
-        bar=bar,
+        # Bars are set for full sizes; small ones are all fixed costs.
+        bar=None if is_quick() else bar,
         times={ours: list(a), baseline: list(b)},
         note=note,
     )

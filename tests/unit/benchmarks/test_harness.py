@@ -64,6 +64,14 @@ def test_row__says_whether_its_bar_is_met(bar: Bar | None, met: bool | None) -> 
     assert row.as_json()["met"] is met
 
 
+def test_against__shows_no_bar_at_the_quick_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"a": [1.0], "b": [4.0]}
+    monkeypatch.delenv("NDT_BENCH_QUICK", raising=False)
+    assert against("question", times, "a", "b", bar=Bar(0.1)).met is False
+    monkeypatch.setenv("NDT_BENCH_QUICK", "1")
+    assert against("question", times, "a", "b", bar=Bar(0.1)).met is None
+
+
 def test_sized__is_in_megabytes() -> None:
     row = sized("store", "raw", 2_000_000, 8_000_000)
     assert (row.ours, row.baseline, row.ratio, row.unit) == (2.0, 8.0, 0.25, "MB")
