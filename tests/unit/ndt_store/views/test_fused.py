@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from ndt_store.errors import InvalidInputError
-from ndt_store.views import classes, jit, moments
+from ndt_store.views import classes, jit, moments, topk
 from ndt_store.views.fused import summarise
 
 AXES = (1, 2, 4)
@@ -189,6 +191,41 @@ def test_summarise__in_two_threads_equals_one(rng, shape):
         for field in fields(moments.Moments):
             np.testing.assert_array_equal(getattr(found.moments, field.name), getattr(alone.moments, field.name))
         np.testing.assert_array_equal(found.best, alone.best)
+
+
+def looks_during(call):
+    """How often another thread comes to run Python while `call` does."""
+    call()  # compiled by now
+    looks, done = [], threading.Event()
+
+    def look():
+        while not done.wait(0.0005):
+            looks.append(time.perf_counter())
+
+    watcher = threading.Thread(target=look)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(10)  # the lock changes hands only where it is let go
+    watcher.start()
+    try:
+        start = time.perf_counter()
+        call()
+        end = time.perf_counter()
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        watcher.join()
+    return sum(start < moment < end for moment in looks)
+
+
+@pytest.mark.parametrize("row", [(1, 64, 1), (1, 64, 4), (1, 64, 49), (8, 64, 1)], ids=str)
+def test_summarise__lets_other_threads_run(row):
+    block = np.ones((1, (1 << 24) // int(np.prod(row)), *row), np.float32)
+    assert max(looks_during(lambda: summarise(block)) for _ in range(5)) > 2
+
+
+def test_topk__lets_other_threads_run():
+    block = np.repeat(np.arange(6000, dtype=np.float32), 20).reshape(1, 6000, 1, 20, 1)
+    assert max(looks_during(lambda: topk.update(block, np.arange(6000), 200)) for _ in range(5)) > 2
 
 
 IMPORTS = "import ndt_store, ndt_store.views.fused, ndt_store.views.moments, ndt_store.views.topk"
