@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks and keep their tables.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sections to run; by default all: {', '.join(names)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes, two to three minutes in all; nothing is kept")
+    parser.add_argument("--quick", action="store_true", help="small sizes, some minutes; nothing is kept")
     given = parser.parse_args(arguments)
     unknown = [name for name in given.names if name not in names]
     if unknown:
