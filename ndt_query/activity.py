@@ -135,7 +135,8 @@ def dead_units(
     answered = _moments(given, acts, threshold, "dead_units", memory, views)
     found = answered.arrays
     variables = {
-        "dead": (found["active"] == 0) & (found["nan_count"] == 0),
+        # Of the arrays: aligning labels that are the same would take longer than reading a view.
+        "dead": found["active"].copy(data=(found["active"].data == 0) & (found["nan_count"].data == 0)),
         "active_fraction": found["active_fraction"],
         "firing_rate": found["firing_rate"],
         "firing_rate_upper": _upper(found["firing_rate"], acts.sizes[EXAMPLE]),
@@ -156,6 +157,8 @@ def _upper(rate: xr.DataArray, n: int) -> xr.DataArray:
     def bound(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return clopper_pearson(np.round(values * n), n, confidence=CONFIDENCE, side="upper")[1]
 
+    if rate.chunks is None:
+        return rate.copy(data=bound(rate.values))
     bounded: xr.DataArray = xr.apply_ufunc(bound, rate, dask="parallelized", output_dtypes=[np.float64])
     return bounded
 

@@ -34,7 +34,7 @@ __all__ = ["Answer", "answer"]
 class Answer:
     """Arrays by name, dims (checkpoint, ...), and one line that says where they come from."""
 
-    arrays: dict[str, xr.DataArray]
+    arrays: Mapping[Any, xr.DataArray]
     source: str
 
 
@@ -123,10 +123,10 @@ def _from_views(
             len(asked.units) if dim == UNIT else size for dim, size in zip(output.dims, output.sizes, strict=True)
         )
         data = _joined(name, parts, asked.steps, made, sizes, output.dtype)
-        dims = (CHECKPOINT, *output.dims)
-        labels = {dim: coords[dim] for dim in (CHECKPOINT, UNIT) if dim in dims and dim in coords}
-        arrays[name] = xr.DataArray(data, dims=dims, coords=labels)
-    return Answer(arrays, _source(asked, viewed, missing))
+        arrays[name] = xr.Variable((CHECKPOINT, *output.dims), data)
+    used = {dim for variable in arrays.values() for dim in variable.dims}
+    labels = {dim: coords[dim].variable for dim in (CHECKPOINT, UNIT) if dim in used and dim in coords}
+    return Answer(xr.Dataset(arrays, labels).data_vars, _source(asked, viewed, missing))
 
 
 def _check_memory(asked: Asked, viewed: Viewed, n_steps: int, what: str, memory: int | str | None, advice: str) -> None:

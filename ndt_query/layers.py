@@ -223,7 +223,9 @@ def described(
     units : mapping of str to str, optional
         A description (``long_name``) of variables by name.
     """
-    result = xr.Dataset(dict(variables))
+    coords = {name: values for one in variables.values() for name, values in one.coords.variables.items()}
+    # As variables, which all lie along the same labels: aligning them again would take longer than reading a view.
+    result = xr.Dataset({name: one.variable for name, one in variables.items()}, coords)
     for name, text in (units or {}).items():
         result[name].attrs["long_name"] = text
     steps = np.atleast_1d(acts[CHECKPOINT].values) if CHECKPOINT in acts.coords else np.empty(0, np.int64)

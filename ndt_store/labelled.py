@@ -8,6 +8,7 @@ costs about 0.2 ms, and a chunk should cost much more than its task.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import dask.array as da
@@ -58,7 +59,12 @@ def dask_chunks(spec: ArraySpec, n_checkpoints: int, target_nbytes: int = CHUNK_
     return (max(1, min(n_checkpoints, per_chunk // n_blocks(spec))), *rows)
 
 
-def group_dataset(catalogue: Catalogue, group: str, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.Dataset:
+def group_dataset(
+    catalogue: Catalogue,
+    group: str,
+    chunk_nbytes: int | None = CHUNK_NBYTES,
+    inherited: Mapping[str, xr.Variable] | None = None,
+) -> xr.Dataset:
     """Open one group of a store.
 
     Parameters
@@ -69,6 +75,8 @@ def group_dataset(catalogue: Catalogue, group: str, chunk_nbytes: int | None = C
         Path of the group, "" for the root.
     chunk_nbytes : int or None
         Size at which dask's chunks aim; None gives lazy variables without dask.
+    inherited : mapping of str to Variable, optional
+        Coordinates from above.
     """
     require_group(catalogue, group)
     variables: dict[str, xr.Variable] = {}
@@ -84,7 +92,7 @@ def group_dataset(catalogue: Catalogue, group: str, chunk_nbytes: int | None = C
     labels = set(str(attrs.pop("coordinates", "")).split())
     coords = {name: v for name, v in variables.items() if v.dims == (name,) or name in labels}
     data = {name: v for name, v in variables.items() if name not in coords}
-    return xr.Dataset(data, coords, attrs)
+    return xr.Dataset(data, {**coords, **(inherited or {})}, attrs)
 
 
 def require_group(catalogue: Catalogue, group: str) -> None:
@@ -112,7 +120,7 @@ def layer_dataset(
     catalogue: Catalogue, layer: str, labels: dict[str, xr.Variable], chunk_nbytes: int | None = CHUNK_NBYTES
 ) -> xr.Dataset:
     """Open one layer with the labels of its checkpoints and examples attached, see `label_coords`."""
-    dataset = group_dataset(catalogue, f"{LAYERS_GROUP}/{layer}", chunk_nbytes).assign_coords(labels)
+    dataset = group_dataset(catalogue, f"{LAYERS_GROUP}/{layer}", chunk_nbytes, labels)
     for kind, array in dataset.data_vars.items():
         array.attrs.update(store=catalogue.storage.path, layer=layer, kind=str(kind))
     return dataset

@@ -65,6 +65,7 @@ class Store:
         self._catalogue = catalogue
         self._chunk_nbytes = chunk_nbytes
         self._labels: dict[str, xr.Variable] | None = None
+        self._layers: dict[str, xr.Dataset] = {}
 
     def __repr__(self) -> str:
         shown = f"{len(self.layers)} layers, {len(self.checkpoints)} checkpoints, {len(self.examples)} examples"
@@ -135,7 +136,10 @@ class Store:
         self.require_layer(layer)
         if self._labels is None:
             self._labels = labelled.label_coords(self._catalogue)
-        return labelled.layer_dataset(self._catalogue, layer, self._labels, self._chunk_nbytes)
+        if layer not in self._layers:
+            self._layers[layer] = labelled.layer_dataset(self._catalogue, layer, self._labels, self._chunk_nbytes)
+        # A copy, whose attributes and variables are the caller's; what it reads is shared.
+        return self._layers[layer].copy()
 
     def __contains__(self, layer: object) -> bool:
         return layer in self.layers

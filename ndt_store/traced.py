@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 
 import dask.array as da
 import numpy as np
-from dask.base import tokenize
+from dask.base import normalize_token, tokenize
 from numpy.typing import NDArray
 
 from ndt_store.blocks import BlockArray, expanded
@@ -74,7 +74,8 @@ class Part:
         return tuple(self.blocks.spec.dims[axis] for axis in self.axes)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return (self.blocks.__dask_tokenize__(), self.positions, self.axes)
+        # Arrays as they are would be told apart by their repr, which leaves out the middle of long ones.
+        return (self.blocks.__dask_tokenize__(), normalize_token(self.positions), self.axes)
 
 
 class _EqualToDask(type):

@@ -307,3 +307,21 @@ def test_a_deep_copy_is_the_same_part(acts):
 def test_positions_cannot_be_changed_under_the_trace(acts):
     with pytest.raises(ValueError, match="read-only"):
         part_of(acts.data).positions[1][0] = 5
+
+
+def test_long_selections_that_differ_in_the_middle_are_different_arrays(tmp_path):
+    n = 3000
+    values = np.arange(n, dtype=np.float32).reshape(1, n, 1)
+    store = simulate_store(
+        tmp_path / "s.zarr", checkpoints=(0,), n_examples=n, layers={"fc": (1,)}, kinds=("activations",),
+        planted={"layers/fc/activations": values},
+    ).store  # fmt: skip
+    acts = store["fc"].activations
+    some = np.arange(0, n, 2)
+    others = some.copy()
+    others[700] += 1
+    one, two = acts.isel(example=some), acts.isel(example=others)
+    assert one.data.name != two.data.name
+    found = dask.compute(one, two)
+    np.testing.assert_array_equal(found[0].values, values[:, some])
+    np.testing.assert_array_equal(found[1].values, values[:, others])
