@@ -37,7 +37,9 @@ class _Counting(LocalStorage):
 
 def run(folder: Path) -> list[Row]:
     """Ranks beyond the view, thresholds and selections of examples, each against the same without views."""
-    recipe = recipe_like("cnn_deep", 50 if is_quick() else 300, ["relu*"], ["activations"], 1000 if is_quick() else 8000)
+    recipe = recipe_like(
+        "cnn_deep", 50 if is_quick() else 300, ["relu*"], ["activations"], 1000 if is_quick() else 8000
+    )
     train_recipe(recipe, folder / "training")
     store = open_store(_Counting(capture_recipe(recipe, folder / "run.zarr", folder / "training", progress=False).path))
     rows = []

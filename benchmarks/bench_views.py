@@ -54,10 +54,11 @@ def run(folder: Path) -> list[Row]:
 def _whole(
     folder: Path, path: Path, model: torch.nn.Module, inputs: Any, labels: NDArray[np.int64], n_checkpoints: int
 ) -> list[Row]:
-    """unit_moments, dead_units and class_means of every layer and checkpoint, the store opened each time."""
+    """unit_moments, dead_units and class_means of every layer and checkpoint, of an open store, views read each time."""
+    store = open_store(path)
     scans: dict[str, tuple[Callable[[Store], object], Callable[[], object]]] = {
         "unit_moments": (nq.unit_moments, lambda: memmap_numpy(folder, LAYERS)),
-        "dead_units": (nq.dead_units, lambda: _memmap(folder, _largest)),
+        "dead_units": (nq.dead_units, lambda: _memmap(folder, _firing)),
         "class_means": (nq.class_means, lambda: _memmap(folder, lambda rows, at: _by_class(rows, labels[at]))),
     }
     batch = torch.from_numpy(inputs[:RERUN_EXAMPLES])
@@ -71,10 +72,10 @@ def _whole(
     rows = []
     nbytes = sum((folder / "memmap" / f"{layer}.npy").stat().st_size for layer in LAYERS)
     for name, (question, scan) in scans.items():
-        found: Any = question(open_store(path))
+        found: Any = question(store)
         if any(variable.chunks is not None for node in found.leaves for variable in node.data_vars.values()):
             raise AssertionError(f"{name} was not answered from views")
-        times = race({"views": lambda q=question: q(open_store(path)), "numpy.memmap": scan, "model": rerun})
+        times = race({"views": lambda q=question: q(store), "numpy.memmap": scan, "model": rerun})
         times["running the model again"] = [seconds * share for seconds in times["model"]]
         what = f"{name} of a store, from views"
         sizes: dict[str, Any] = {"nbytes": nbytes, "n_examples": len(inputs)}
@@ -104,16 +105,17 @@ def _memmap(folder: Path, reduce: Callable[[NDArray[np.float32], slice], NDArray
         return list(pool.map(lambda item: reduce(np.asarray(item[0][item[1], item[2]]), item[2]), work))
 
 
-def _largest(rows: NDArray[np.float32], _at: slice) -> NDArray[Any]:
-    """Extremes by unit, from which dead units follow."""
+def _firing(rows: NDArray[np.float32], _at: slice) -> NDArray[Any]:
+    """Count active values and firing examples by unit, and NaN, which is what `dead_units` says."""
     flat = rows.reshape(*rows.shape[:2], -1)
-    return np.stack([flat.max(axis=0).max(axis=1), flat.min(axis=0).min(axis=1)])
+    active = np.count_nonzero(flat, axis=2)
+    return np.stack([active.sum(axis=0), (active > 0).sum(axis=0), np.isnan(flat.max(axis=2)).sum(axis=0)])
 
 
 def _by_class(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[Any]:
-    """Sum the mean over positions by class and unit."""
+    """Sum the mean over positions by class and unit, and count NaN, which is what `class_means` says."""
     means = rows.reshape(*rows.shape[:2], -1).mean(axis=2, dtype=np.float64)
-    return np.eye(10)[labels].T @ means
+    return np.vstack([np.eye(10)[labels].T @ means, np.isnan(means).sum(axis=0)])
 
 
 def _rankings(folder: Path, store: Store) -> list[Row]:

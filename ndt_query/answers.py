@@ -32,9 +32,9 @@ __all__ = ["Answer", "answer"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Arrays by name, dims (checkpoint, ...), and one line that says where they come from."""
+    """Arrays over (checkpoint, ...) by name, and one line that says where they come from."""
 
-    arrays: Mapping[Any, xr.DataArray]
+    arrays: xr.Dataset
     source: str
 
 
@@ -87,7 +87,7 @@ def answer(
             return _from_views(asked, viewed, reduction.outputs(), acts.coords, what, memory, advice)
     where = "/".join(str(given.attrs[key]) for key in ("layer", "kind") if key in given.attrs) or "the array"
     found = reduce_examples(acts, reduction, what=what, memory=memory, advice=advice)
-    return Answer(found, f"{where}: a pass over its values ({why})")
+    return Answer(xr.Dataset(found), f"{where}: a pass over its values ({why})")
 
 
 def _from_views(
@@ -126,7 +126,7 @@ def _from_views(
         arrays[name] = xr.Variable((CHECKPOINT, *output.dims), data)
     used = {dim for variable in arrays.values() for dim in variable.dims}
     labels = {dim: coords[dim].variable for dim in (CHECKPOINT, UNIT) if dim in used and dim in coords}
-    return Answer(xr.Dataset(arrays, labels).data_vars, _source(asked, viewed, missing))
+    return Answer(xr.Dataset(arrays, labels), _source(asked, viewed, missing))
 
 
 def _check_memory(asked: Asked, viewed: Viewed, n_steps: int, what: str, memory: int | str | None, advice: str) -> None:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
-from ndt_store.traced import part_of
 from numpy.typing import NDArray
 
 from ndt_store.catalogue import Catalogue
 from ndt_store.dims import EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.schema import ArraySpec
+from ndt_store.traced import part_of
 from ndt_store.views.frame import Frame, frame_of, has_views
 
 __all__ = ["Asked", "asked_of"]
@@ -77,7 +77,7 @@ def asked_of(acts: xr.DataArray) -> tuple[Asked | None, str]:
     if tuple(kept) != frame.position_dims:
         return None, f"its positions are stored in the order {', '.join(frame.position_dims)}"
     rows = by_dim[EXAMPLE]
-    if len(np.unique(rows)) != len(rows):
+    if not (np.diff(rows) > 0).all() and len(np.unique(rows)) != len(rows):
         return None, "an example is selected twice"
     steps = tuple(catalogue.committed[position] for position in by_dim[spec.dims[0]])
     return Asked(catalogue, frame, steps, rows, by_dim[UNIT]), ""

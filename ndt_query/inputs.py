@@ -88,7 +88,8 @@ def canonical(acts: xr.DataArray) -> tuple[xr.DataArray, bool]:
         acts = acts.expand_dims(CHECKPOINT)
     after = [dim for dim in POSITION_DIMS if dim in dims and dim != TOKEN]
     before = [TOKEN] if TOKEN in dims else []
-    return acts.transpose(CHECKPOINT, EXAMPLE, *before, UNIT, *after), squeezed
+    order = (CHECKPOINT, EXAMPLE, *before, UNIT, *after)
+    return (acts if acts.dims == order else acts.transpose(*order)), squeezed
 
 
 def example_ids(acts: xr.DataArray) -> NDArray[np.int64]:

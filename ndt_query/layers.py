@@ -195,20 +195,21 @@ def _array(data: OneLayer) -> xr.DataArray:
 
 
 def described(
-    variables: Mapping[str, xr.DataArray],
+    variables: Mapping[str, xr.DataArray] | xr.Dataset,
     acts: xr.DataArray,
     what: str,
     parameters: Mapping[str, Any],
     *,
     squeeze: bool,
     explain: str = "",
+    coords: Mapping[str, Any] | None = None,
     units: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Make the Dataset of a result: variables, and attributes that say what they are.
 
     Parameters
     ----------
-    variables : mapping of str to DataArray
+    variables : mapping of str to DataArray, or Dataset
         The result.
     acts : DataArray
         What was asked; its ``store``, ``layer`` and ``kind`` attributes are passed on, and its checkpoints named.
@@ -220,12 +221,19 @@ def described(
         Drop the ``checkpoint`` dimension of size 1.
     explain : str
         Where the answer comes from; kept as an attribute where it is given.
+    coords : mapping of str to array-like, optional
+        Labels of dimensions that `variables` have beside those of `acts`, where they are a mapping.
     units : mapping of str to str, optional
         A description (``long_name``) of variables by name.
     """
-    coords = {name: values for one in variables.values() for name, values in one.coords.variables.items()}
-    # As variables, which all lie along the same labels: aligning them again would take longer than reading a view.
-    result = xr.Dataset({name: one.variable for name, one in variables.items()}, coords)
+    if isinstance(variables, xr.Dataset):
+        result = variables
+    else:
+        labels: dict[Any, Any] = {
+            name: values for one in variables.values() for name, values in one.coords.variables.items()
+        } | {name: ((name,), values) for name, values in (coords or {}).items()}
+        # As variables, which all lie along the same labels: aligning them would take longer than reading a view.
+        result = xr.Dataset({name: one.variable for name, one in variables.items()}, labels)
     for name, text in (units or {}).items():
         result[name].attrs["long_name"] = text
     steps = np.atleast_1d(acts[CHECKPOINT].values) if CHECKPOINT in acts.coords else np.empty(0, np.int64)

@@ -82,11 +82,11 @@ def top_examples(
         answered = _ranked(asked, acts, reduction, memory)
     else:
         answered = answer(given, acts, reduction, viewed, what="top_examples", memory=memory, views=views)
-    found = dict(answered.arrays)
+    found = {str(name): values for name, values in answered.arrays.data_vars.items()}
     found |= places(acts, found.pop("position"))
-    source = answered.source if explain else ""
-    result = described(found, acts, "examples that drive each unit most", {"k": k}, squeeze=squeeze, explain=source)
-    return result.assign_coords({RANK: np.arange(k)})
+    what, source = "examples that drive each unit most", answered.source if explain else ""
+    ranks = {RANK: np.arange(k)}
+    return described(found, acts, what, {"k": k}, squeeze=squeeze, explain=source, coords=ranks)
 
 
 def places(acts: xr.DataArray, position: xr.DataArray) -> dict[str, xr.DataArray]:
@@ -123,7 +123,7 @@ def _ranked(asked: Asked, acts: xr.DataArray, reduction: TopReduction, memory: i
         f"{asked.spec.path}: ranks of view topk where they suffice, else those of {n} blocks a checkpoint that the "
         "zone map of view moments does not rule out"
     )
-    return Answer(arrays, source)
+    return Answer(xr.Dataset(arrays), source)
 
 
 def _rank(asked: Asked, step: int, k: int, threads: int) -> Mapping[str, Array]:

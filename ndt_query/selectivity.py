@@ -138,18 +138,13 @@ def class_means(
     reduction = ClassReduction(found_classes.codes, n_classes)
     viewed = FromClassSums(found_classes.codes, found_classes.names)
     answered = answer(given, acts, reduction, viewed, what="class_means", memory=memory, views=views)
-    found = dict(answered.arrays)
+    found = {str(name): values for name, values in answered.arrays.data_vars.items()}
     counts = np.bincount(found_classes.codes, minlength=n_classes)
     found["n_examples"] = xr.DataArray(counts, dims=(CLASS,))
-    result = described(
-        found,
-        acts,
-        "mean activation by class",
-        {"n_classes": n_classes},
-        squeeze=squeeze,
-        explain=answered.source if explain else "",
-    )
-    return result.assign_coords({CLASS: found_classes.names})
+    source = answered.source if explain else ""
+    parameters, names = {"n_classes": n_classes}, {CLASS: found_classes.names}
+    what = "mean activation by class"
+    return described(found, acts, what, parameters, squeeze=squeeze, explain=source, coords=names)
 
 
 @per_unit

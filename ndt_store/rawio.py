@@ -1,4 +1,4 @@
-"""Files of a local disk: written past the page cache, read into buffers, synced together.
+"""Files of a local disk: written past the page cache, read into buffers, synced.
 
 A capture writes more than the cache should hold, and copying it there costs processor time that the model needs: 0.3 to
 2 s a GB, most of it for pages that were never touched before, against 0.05 s without the copy. So the part of a large
@@ -14,8 +14,7 @@ import fcntl
 import mmap
 import os
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,7 +27,7 @@ __all__ = [
     "STAGING_NBYTES",
     "create_file",
     "read_all",
-    "sync_paths",
+    "sync_folders",
     "write_all",
     "write_file",
 ]
@@ -42,7 +41,6 @@ ALIGNMENT: Final = 4096
 STAGING_NBYTES: Final = 2 << 20
 """Buffer of each thread for data that are not aligned."""
 
-_SYNC_THREADS: Final = 8
 _DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 _STAGING: Final = threading.local()
 
@@ -117,25 +115,25 @@ def read_all(descriptor: int, buffers: Sequence[memoryview]) -> int:
     return total
 
 
-def sync_paths(paths: Sequence[Path]) -> None:
-    """Make files and folders durable; the journal commits once for all threads that wait for it.
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Make the entries of folders durable; what is no folder any more is passed over.
+
+    One after the other: the first of them makes the journal write what the others wait for.
 
     Raises
     ------
     OSError
-        The first refusal, once all have been tried.
+        The file system refuses.
     """
-    if paths:
-        with ThreadPoolExecutor(min(_SYNC_THREADS, len(paths)), thread_name_prefix="ndt-sync") as pool:
-            list(pool.map(_sync_path, paths))
-
-
-def _sync_path(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    for folder in folders:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _write_direct(descriptor: int, pending: list[memoryview]) -> None:

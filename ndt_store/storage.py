@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol
 from ndt_store.errors import InvalidInputError, StorageError
 from ndt_store.gathering import Gathering
 from ndt_store.locking import FileLock
-from ndt_store.rawio import read_all, sync_paths, write_file
+from ndt_store.rawio import read_all, sync_folders, write_file
 
 __all__ = ["LocalStorage", "Lock", "Storage", "open_storage"]
 
@@ -243,7 +243,7 @@ class LocalStorage:
         with self._guard:
             folders, self._unsynced = self._unsynced, set()
         try:
-            sync_paths([folder for folder in folders if folder.is_dir()])
+            sync_folders(folders)
         except OSError as error:
             with self._guard:
                 self._unsynced |= folders
@@ -259,12 +259,20 @@ class LocalStorage:
     def _make(self, folder: Path) -> None:
         if folder in self._made:
             return
-        missing = [folder, *folder.parents]
-        missing = missing[: next((n for n, path in enumerate(missing) if path.is_dir()), len(missing))]
-        folder.mkdir(parents=True, exist_ok=True)
+        new = True
+        try:
+            folder.mkdir()
+        except FileNotFoundError:
+            self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            new = False
         with self._guard:
             self._made.add(folder)
-            self._unsynced.update(path.parent for path in missing)
+            if new:
+                self._unsynced.add(folder.parent)
 
 
 def _storage_error(error: OSError, doing: str, advice: str = WRITE_ADVICE) -> StorageError:

@@ -246,6 +246,13 @@ def _reads_little(part: Part, chunks: Chunks) -> bool:
             continue
         blocks = positions // (spec.rows if axis == spec.is_cube else 1)
         ends = np.cumsum(sizes)[:-1]
-        reads *= sum(len(np.unique(piece)) for piece in np.split(blocks, ends))
-        distinct *= len(np.unique(blocks))
+        reads *= sum(_n_distinct(piece) for piece in np.split(blocks, ends))
+        distinct *= _n_distinct(blocks)
     return reads <= READS_LIMIT * distinct
+
+
+def _n_distinct(values: NDArray[np.intp]) -> int:
+    steps = np.diff(values)
+    if (steps >= 0).all():  # as nearly always, and then they need not be sorted
+        return min(len(values), 1 + int(np.count_nonzero(steps)))
+    return len(np.unique(values))

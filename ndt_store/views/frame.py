@@ -75,6 +75,13 @@ def has_views(spec: ArraySpec) -> bool:
 
 def frame_of(catalogue: Catalogue, spec: ArraySpec) -> Frame:
     """Describe an array for which `has_views` holds; reads the labels once for each catalogue."""
+    frames: dict[str, Frame] = catalogue.memo.setdefault("frames", {})
+    if spec.path not in frames:
+        frames[spec.path] = _frame(catalogue, spec)
+    return frames[spec.path]
+
+
+def _frame(catalogue: Catalogue, spec: ArraySpec) -> Frame:
     examples, labels = _labels(catalogue)
     unit = spec.dims.index(UNIT)
     n_units = spec.sizes[unit - 1]
