@@ -54,7 +54,7 @@ def run(folder: Path) -> list[Row]:
 def _whole(
     folder: Path, path: Path, model: torch.nn.Module, inputs: Any, labels: NDArray[np.int64], n_checkpoints: int
 ) -> list[Row]:
-    """unit_moments, dead_units and class_means of every layer and checkpoint, of an open store, views read each time."""
+    """unit_moments, dead_units and class_means of every layer and checkpoint; views are read each time."""
     store = open_store(path)
     scans: dict[str, tuple[Callable[[Store], object], Callable[[], object]]] = {
         "unit_moments": (nq.unit_moments, lambda: memmap_numpy(folder, LAYERS)),
