@@ -387,7 +387,7 @@ def test_a_disk_that_is_full_when_the_views_are_written_costs_no_commit(tmp_path
 
 
 def test_views_made_in_flight_are_those_made_from_the_blocks(tmp_path, net, data):
-    from ndt_store.views.build import index_store
+    from ndt_store import index_store
 
     store = capture.capture(net, data, store=tmp_path / "s", block_nbytes=3000, **OPTIONS)
     folder = tmp_path / "s" / "views"

@@ -8,7 +8,16 @@ import os
 import numpy as np
 import pytest
 
-from ndt_store.rawio import ALIGNMENT, DIRECT_NBYTES, STAGING_NBYTES, create_file, read_all, sync_paths, write_all
+from ndt_store.rawio import (
+    ALIGNMENT,
+    DIRECT_NBYTES,
+    STAGING_NBYTES,
+    create_file,
+    read_all,
+    sync_folders,
+    write_all,
+    write_file,
+)
 
 needs_direct = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system has no O_DIRECT")
 
@@ -143,20 +152,27 @@ def test_read_all_fills_buffers_across_their_borders_and_counts_what_there_was(t
     assert (first, second) == (b"0123", b"456789\0\0")
 
 
-def test_sync_paths_syncs_each_file_and_folder_and_raises_the_first_refusal(tmp_path, monkeypatch):
-    paths = [tmp_path / str(n) for n in range(20)]
-    for path in paths:
-        path.write_bytes(b"x")
-    synced, fsync = set(), os.fsync
+def test_sync_folders_syncs_each_and_passes_over_what_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "file").write_text("x")
+    synced, fsync = [], os.fsync
 
     def noting(fd):
-        synced.add(os.path.realpath(f"/proc/self/fd/{fd}"))
+        synced.append(os.path.realpath(f"/proc/self/fd/{fd}"))
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", noting)
-    sync_paths([*paths, tmp_path])
-    assert synced == {str(path) for path in (*paths, tmp_path)}
-    paths[3].unlink()
-    with pytest.raises(FileNotFoundError):
-        sync_paths(paths)
-    sync_paths([])
+    sync_folders([tmp_path / "a", tmp_path / "gone", tmp_path / "file", tmp_path])
+    assert synced == [str(tmp_path / "a"), str(tmp_path)]
+
+
+def test_write_file__raises_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def failing(fd):
+        raise OSError(errno.EIO, "broken")
+
+    write_file(tmp_path / "kept", [_bytes(9)], durable=True)
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="broken"):
+        write_file(tmp_path / "f", [_bytes(9)], durable=True)
+    write_file(tmp_path / "g", [_bytes(9)], durable=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "kept"]
