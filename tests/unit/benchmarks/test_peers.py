@@ -31,6 +31,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _own_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    # nnsight replaces Tensor.backward for the whole process when it is imported; the tests after this one want theirs.
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
+
+
 def emitted(model: Small, batches: list[torch.Tensor]) -> dict[str, np.ndarray]:
     """What each layer emits, by calling the layers themselves one after the other."""
     found: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
