@@ -84,7 +84,7 @@ class Forecast:
 
 def forecast_capture(schema: Schema, path: str | os.PathLike[str], batch_size: int) -> Forecast:
     """Forecast what writing `schema` at `path` takes; nothing is written."""
-    memory_nbytes = projected_nbytes(_tapped(schema), batch_size)
+    memory_nbytes = projected_nbytes(_tapped(schema), batch_size, _n_classes(schema))
     arrays = forecast(schema) | {VIEWS: len(schema.checkpoints) * sum(map(_views_nbytes, schema.cubes))}
     return Forecast(arrays, len(schema.checkpoints), memory_nbytes, _free_nbytes(Path(path)))
 
@@ -108,13 +108,14 @@ def require_memory(schema: Schema, batch_size: int, allowed_nbytes: int | None) 
     """
     specs = _tapped(schema)
     allowed = memory_nbytes() // _MEMORY_SHARE if allowed_nbytes is None else allowed_nbytes
-    projected = projected_nbytes(specs, batch_size)
+    n_classes = _n_classes(schema)
+    projected = projected_nbytes(specs, batch_size, n_classes)
     if projected <= allowed:
         return
     block_nbytes = BLOCK_NBYTES
-    while block_nbytes and projected_nbytes(_with_blocks(specs, block_nbytes), batch_size) > allowed:
+    while block_nbytes and projected_nbytes(_with_blocks(specs, block_nbytes), batch_size, n_classes) > allowed:
         block_nbytes //= 2
-    least = projected_nbytes(_with_blocks(specs, 1), batch_size)
+    least = projected_nbytes(_with_blocks(specs, 1), batch_size, n_classes)
     advice = (
         f"pass block_nbytes={block_nbytes}, which fits"
         if block_nbytes
@@ -141,6 +142,11 @@ def _views_nbytes(spec: ArraySpec) -> int:
     by_class = max(8 * FEW_CLASSES, CLASS_SHARE * 4 * n_values)
     ranked = min(K, spec.sizes[0]) * (np.dtype(spec.dtype).itemsize + 8)
     return _VIEW_HEADERS_NBYTES + int(n_units * (40 + 20 * n_blocks(spec) + by_class + ranked))
+
+
+def _n_classes(schema: Schema) -> int:
+    logits = schema.find("logits")
+    return logits.sizes[-1] if logits is not None else 0
 
 
 def _with_blocks(specs: Sequence[ArraySpec], block_nbytes: int) -> list[ArraySpec]:

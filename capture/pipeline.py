@@ -8,7 +8,8 @@ memory is free again as early as without a capture::
     model -> HostCopies -> BlockAssembler -> writer threads -> StoreWriter
 
 What is held at any time: two batches on their way from a device, one open block an array, and at most `MAX_PENDING`
-blocks with the writers. None of it grows with the number of examples.
+blocks with the writers. None of it grows with the number of examples, but for the zone maps of the summaries: 20 bytes
+for each unit and block.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ndt_store.dims import UNIT
 from ndt_store.errors import CaptureError
 from ndt_store.layout import numpy_dtype
 from ndt_store.rawio import DIRECT_NBYTES, STAGING_NBYTES
 from ndt_store.schema import ArraySpec
+from ndt_store.views.build import summary_nbytes
 from ndt_store.views.flight import CheckpointSummary
+from ndt_store.views.frame import class_limit, has_views
 from ndt_store.writer import StoreWriter
 
 __all__ = ["MAX_PENDING", "BlockAssembler", "HostCopies", "projected_nbytes"]
@@ -239,16 +243,21 @@ class BlockMemory:
                 self._idle.append(memory)
 
 
-def projected_nbytes(specs: Sequence[ArraySpec], batch_size: int) -> int:
+def projected_nbytes(specs: Sequence[ArraySpec], batch_size: int, n_classes: int = 0) -> int:
     """Host memory that a capture takes at most, beside the model and its passes, in bytes.
 
-    Two batches on their way, one open block an array, `MAX_PENDING` blocks with the writers, and one encoded copy for
-    each writer thread, with what it needs to write it.
+    Two batches on their way, one open block an array, `MAX_PENDING` blocks with the writers, one encoded copy for each
+    writer thread, with what it needs to write it, and the summaries: sums by class for each of `n_classes`, and a few
+    numbers for each block.
     """
     example = sum(int(np.prod(spec.sizes[1:])) * numpy_dtype(spec).itemsize for spec in specs)
     largest = max(map(_block_nbytes, specs), default=0)
     encoded = largest + (STAGING_NBYTES if largest >= DIRECT_NBYTES else 0)
-    return 2 * batch_size * example + _blocks_nbytes(specs) + N_THREADS * encoded
+    summaries = 0
+    for spec in filter(has_views, specs):
+        n_units = spec.sizes[spec.dims.index(UNIT) - 1]
+        summaries += summary_nbytes(spec, n_units, min(n_classes, class_limit(spec, n_units)), MAX_PENDING)
+    return 2 * batch_size * example + _blocks_nbytes(specs) + N_THREADS * encoded + summaries
 
 
 def _blocks_nbytes(specs: Sequence[ArraySpec]) -> int:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_query.asked import Asked
-from ndt_store.layout import n_blocks
+from ndt_query.budget import n_threads
 from ndt_store.views import classes, moments
 from ndt_store.views.blocks import Array
-from ndt_store.views.build import make_views
+from ndt_store.views.build import make_views, summary_nbytes
 from ndt_store.views.frame import Frame
 from ndt_store.views.kinds import K, MomentsView, TopView
 
@@ -125,9 +125,8 @@ class UnitPass:
         return {MomentsView.name: made.moments, TopView.name: made.top}
 
     def state_nbytes(self, asked: Asked) -> int:
-        """Ranks, and moments and sums by class of each block."""
-        each_block = 100 + 8 * len(asked.frame.classes)
-        return asked.frame.n_units * (24 * K + each_block * n_blocks(asked.spec))
+        """Ranks, zones, and the moments and sums by class of a few blocks."""
+        return summary_nbytes(asked.spec, asked.frame.n_units, len(asked.frame.classes), n_waiting=n_threads())
 
     def n_passes(self, asked: Asked) -> float:  # noqa: ARG002
         """One, whatever is asked."""

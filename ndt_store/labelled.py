@@ -161,7 +161,10 @@ def _variable(catalogue: Catalogue, spec: ArraySpec, chunk_nbytes: int | None) -
     blocks = BlockArray(catalogue, spec)
     is_label = spec.dims == (spec.name,) or (not spec.group and spec.name in LABEL_COORDS)
     if is_label or math.prod(blocks.shape) == 0:
-        return xr.Variable(spec.dims, blocks[...], dict(spec.attrs))
+        values = blocks[...]
+        # Layers share their labels: what one of them could change would change in all.
+        values.setflags(write=False)
+        return xr.Variable(spec.dims, values, dict(spec.attrs))
     if chunk_nbytes is None:
         lazy = xr.Variable(spec.dims, indexing.LazilyIndexedArray(_LazyBlocks(blocks)), dict(spec.attrs))
         on_disk = ((1,) if spec.is_cube else ()) + block_shape(spec)

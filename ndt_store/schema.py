@@ -30,6 +30,7 @@ MAX_RANK: Final = 16
 MAX_NAME_BYTES: Final = 200
 MAX_BLOCK_NBYTES: Final = (1 << 31) - 64
 MAX_BLOCKS: Final = 1 << 24
+MAX_SIZE: Final = 1 << 26
 
 # Zarr reserves names that start with two underscores, and its own file's; control characters, surrogates, slashes and a
 # lone dot never reach a path.
@@ -120,6 +121,11 @@ class ArraySpec:
             raise SchemaError(
                 f"Array {self.path} has sizes {self.sizes} and {self.rows} rows a block: expected whole numbers of "
                 "at least 1; capture at least one example and one unit."
+            )
+        if max(self.sizes, default=0) > MAX_SIZE:
+            raise SchemaError(
+                f"Array {self.path} has sizes {self.sizes}: expected at most {MAX_SIZE} entries of one dimension; "
+                "split the probe set."
             )
         if self.dtype not in DTYPES:
             raise SchemaError(f"Array {self.path} has dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}.")

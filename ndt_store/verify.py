@@ -87,7 +87,8 @@ def verify(
     store : Store
         What to check, as of now.
     read_data : bool
-        Also read, checksum and decode every committed block, and every view. Without it files are only counted and
+        Also read, checksum and decode every committed block, and look at the checksum, origin and form of every view,
+        not at its numbers. Without it files are only counted and
         measured, and views passed over.
     n_threads : int
         Blocks read at once.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,20 @@ from ndt_store.catalogue import Catalogue
 from ndt_store.errors import StorageError
 from ndt_store.layout import block, block_shape, n_blocks, numpy_dtype
 from ndt_store.schema import ArraySpec
+from ndt_store.views import classes, moments
 from ndt_store.views.blocks import as_block
 from ndt_store.views.classes import ClassSums
 from ndt_store.views.frame import Frame, frame_of
-from ndt_store.views.kinds import K, MomentsView, TopView
+from ndt_store.views.kinds import K, MomentsView, TopView, Zones
 from ndt_store.views.moments import Moments
 from ndt_store.views.shelf import keep
 from ndt_store.views.topk import TopK
 
-__all__ = ["BlockSummary", "UnitViews", "each_block", "make_views"]
+__all__ = ["BlockSummary", "UnitViews", "each_block", "make_views", "summary_nbytes"]
+
+_ZONE_NBYTES: Final = 20
+_RANK_NBYTES: Final = 24
+_MOMENTS_NBYTES: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,12 @@ class BlockSummary:
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
-        self._parts: dict[int, tuple[Moments, ClassSums | None]] = {}
+        zones = (n_blocks(frame.spec), frame.n_units)
+        self._zones = Zones(np.empty(zones, frame.dtype), np.empty(zones, frame.dtype), np.empty(zones, np.uint32))
+        self._merged: tuple[Moments, ClassSums | None] | None = None
+        self._n_merged = 0
+        self._waiting: dict[int, tuple[Moments, ClassSums | None]] = {}
+        self._merging = threading.Lock()
         self._top: TopK | None = None
         self._ranking = threading.Lock()
 
@@ -71,18 +81,45 @@ class BlockSummary:
         rows = slice(first, first + len(data))
         codes = None if frame.codes is None else frame.codes[rows]
         found = summarise(values, codes=codes, n_classes=len(frame.classes), best=True)
-        self._parts[index] = found.moments, found.classes
+        self._zones.minimum[index] = found.moments.minimum[0]
+        self._zones.maximum[index] = found.moments.maximum[0]
+        self._zones.active[index] = found.moments.active[0]
+        with self._merging:
+            self._waiting[index] = found.moments, found.classes
+            self._merge()
         with self._ranking:
             # Nearly every value falls short of the k-th so far, which is why the ranking goes on and is not merged.
             self._top = update(values, frame.examples[rows], K, best=found.best, start=self._top)
 
+    def _merge(self) -> None:
+        """Merge what has come up to the first block that is missing: sums round, and are to do so in one order."""
+        while self._n_merged in self._waiting:
+            part = self._waiting.pop(self._n_merged)
+            self._merged = part if self._merged is None else _joined(self._merged, part)
+            self._n_merged += 1
+
     def views(self) -> UnitViews:
         """Return the views, once every block is in."""
-        missing = n_blocks(self._frame.spec) - len(self._parts)
-        if missing or self._top is None:
+        missing = n_blocks(self._frame.spec) - self._n_merged - len(self._waiting)
+        if missing or self._top is None or self._merged is None:
             raise ValueError(f"{missing} blocks of {self._frame.spec.path} were not summarised")
-        parts = [self._parts[index] for index in sorted(self._parts)]
-        return UnitViews(MomentsView.of(parts, self._frame), TopView.of(self._top, self._frame))
+        return UnitViews(MomentsView(*self._merged, self._zones), TopView.of(self._top, self._frame))
+
+
+def _joined(
+    left: tuple[Moments, ClassSums | None], right: tuple[Moments, ClassSums | None]
+) -> tuple[Moments, ClassSums | None]:
+    sums = None if left[1] is None or right[1] is None else classes.merge(left[1], right[1])
+    return moments.merge(left[0], right[0]), sums
+
+
+def summary_nbytes(spec: ArraySpec, n_units: int, n_classes: int, n_waiting: int) -> int:
+    """Memory of one `BlockSummary` of which `n_waiting` blocks are ahead of their turn, in bytes.
+
+    Zones of each block, ranks, and moments and sums by class: those merged, those in the merger, and those that wait.
+    """
+    state = _MOMENTS_NBYTES + 8 * (n_classes + 1)
+    return n_units * (_ZONE_NBYTES * n_blocks(spec) + 2 * _RANK_NBYTES * K + (2 + n_waiting) * state)
 
 
 def make_views(catalogue: Catalogue, spec: ArraySpec, step: int, *, n_threads: int = 1, save: bool = True) -> UnitViews:

@@ -113,7 +113,7 @@ def decode(data: bytes) -> ViewFile:
     if length > min(_MAX_HEADER_NBYTES, len(data) - start - _LENGTH.size):
         raise ValueError(f"its header claims {length} bytes")
     try:
-        header = json.loads(data[start : start + length])
+        header = json.loads(data[start : start + length], parse_constant=_refuse)
         commit, static = header["covers"]
         arrays = dict(_arrays(data, start + length, header["arrays"]))
         found = ViewFile(
@@ -125,9 +125,13 @@ def decode(data: bytes) -> ViewFile:
             {str(key): int(value) for key, value in header["meta"].items()},
             arrays,
         )
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"its header is malformed ({error})") from error
     return found
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _arrays(data: bytes, at: int, listed: Any) -> list[tuple[str, NDArray[Any]]]:

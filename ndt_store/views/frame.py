@@ -14,7 +14,7 @@ from ndt_store.catalogue import Catalogue
 from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.schema import ArraySpec
 
-__all__ = ["Frame", "frame_of", "has_views"]
+__all__ = ["Frame", "class_limit", "frame_of", "has_views"]
 
 LABEL: Final = "label"
 FEW_CLASSES: Final = 16
@@ -39,7 +39,7 @@ class Frame:
     codes : ndarray of int64 (example,) or None
         Position of each example's label in `classes`; None where there are no labels, or too many of them.
     classes : ndarray of int64 (class,)
-        The labels that occur, sorted.
+        The labels that occur, sorted; none where `codes` is None.
     """
 
     spec: ArraySpec
@@ -87,8 +87,15 @@ def _frame(catalogue: Catalogue, spec: ArraySpec) -> Frame:
     n_units = spec.sizes[unit - 1]
     n_positions = math.prod(spec.sizes[1:]) // n_units
     classes, codes = np.unique(labels, return_inverse=True) if labels is not None else (np.empty(0, np.int64), None)
-    kept = 8 * len(classes) <= max(8 * FEW_CLASSES, CLASS_SHARE * 4 * spec.sizes[0] * n_positions)
-    return Frame(spec, unit - 2, n_units, n_positions, examples, codes if kept else None, classes)
+    if len(classes) > class_limit(spec, n_units):
+        classes, codes = np.empty(0, np.int64), None
+    return Frame(spec, unit - 2, n_units, n_positions, examples, codes, classes)
+
+
+def class_limit(spec: ArraySpec, n_units: int) -> int:
+    """Return how many classes sums are kept for at most."""
+    values = math.prod(spec.sizes) // n_units
+    return max(FEW_CLASSES, int(CLASS_SHARE * 4 * values / 8))
 
 
 def _labels(catalogue: Catalogue) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:

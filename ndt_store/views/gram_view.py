@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ndt_store.views.frame import Frame
 from ndt_store.views.gram import SampleGram
+from ndt_store.views.kinds import check_arrays
 from ndt_store.views.samples import DEFAULT_N_GROUPS, deal_groups, on_samples, packed, unpacked
 from ndt_store.views.scatter import Scatter
 
@@ -126,9 +127,8 @@ class GramView:
     def from_arrays(cls, frame: Frame, meta: Mapping[str, int], arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Rebuild the view; ValueError where the arrays are not those of `frame`."""
         n, d = cls.shape(frame)
-        found, expected = {name: values.shape for name, values in arrays.items()}, _shapes(frame, (n, d))
-        if found != expected:
-            raise ValueError(f"it holds {found} where {expected} are expected")
+        types = {"n": "<i8", "nan_count": "<i8", "groups": "|u1"}
+        check_arrays(arrays, {name: (types.get(name, "<f8"), shape) for name, shape in _shapes(frame, (n, d)).items()})
         if on_samples(n, d):
             products, with_mean, square = (arrays[name] for name in ("products", "with_mean", "mean_square"))
             return cls(SampleGram(n, products, with_mean, float(square[0]), meta.get("nan_count", 0)))

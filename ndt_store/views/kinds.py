@@ -19,15 +19,18 @@ from numpy.typing import NDArray
 from ndt_store.layout import n_blocks
 from ndt_store.views.classes import ClassSums
 from ndt_store.views.frame import Frame
-from ndt_store.views.moments import Moments, merge
+from ndt_store.views.moments import Moments
 from ndt_store.views.topk import TopK
 
-__all__ = ["K", "MomentsView", "TopView", "Zones"]
+__all__ = ["Expected", "K", "MomentsView", "TopView", "Zones", "check_arrays"]
 
 K: Final = 64
 """Ranks kept by a `TopView`."""
 
 Arrays = Mapping[str, NDArray[Any]]
+
+Expected = Mapping[str, tuple[str, tuple[int, ...]]]
+"""NumPy type and shape of each array of a view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +71,6 @@ class MomentsView:
     zones: Zones
 
     @classmethod
-    def of(cls, parts: list[tuple[Moments, ClassSums | None]], frame: Frame) -> Self:
-        """Merge the states of the array's blocks, in order."""
-        from ndt_store.views import classes as by_class
-
-        moments, classes = parts[0]
-        for more, sums in parts[1:]:
-            moments = merge(moments, more)
-            classes = None if classes is None or sums is None else by_class.merge(classes, sums)
-        zones = Zones(
-            np.concatenate([part.minimum for part, _ in parts]).astype(frame.dtype),
-            np.concatenate([part.maximum for part, _ in parts]).astype(frame.dtype),
-            np.concatenate([part.active for part, _ in parts]).astype(np.uint32),
-        )
-        return cls(moments, classes, zones)
-
-    @classmethod
     def largest_nbytes(cls, frame: Frame) -> int:
         """Return the most bytes that its arrays may take."""
         return frame.n_units * (64 + 20 * n_blocks(frame.spec) + 8 * len(frame.classes))
@@ -110,11 +97,16 @@ class MomentsView:
     def from_arrays(cls, frame: Frame, meta: Mapping[str, int], arrays: Arrays) -> Self:  # noqa: ARG003
         """Rebuild the view; ValueError where the arrays are not those of `frame`."""
         u, b = frame.n_units, n_blocks(frame.spec)
-        zone = dict.fromkeys(("zone_minimum", "zone_maximum", "zone_active"), (b, u))
-        expected: dict[str, tuple[int, ...]] = {"counts": (2, u), "means": (3, u), **zone}
+        zone = dict.fromkeys(("zone_minimum", "zone_maximum"), (frame.dtype.str, (b, u)))
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {
+            "counts": ("<i8", (2, u)),
+            "means": ("<f8", (3, u)),
+            "zone_active": ("<u4", (b, u)),
+            **zone,
+        }
         if frame.codes is not None:
-            expected |= {"class_total": (len(frame.classes), u), "class_nan": (u,)}
-        _check_shapes(arrays, expected)
+            expected |= {"class_total": ("<f8", (len(frame.classes), u)), "class_nan": ("<i8", (u,))}
+        check_arrays(arrays, expected)
         counts, means = arrays["counts"], arrays["means"]
         zones = Zones(arrays["zone_minimum"], arrays["zone_maximum"], arrays["zone_active"])
         shape = (1, u)
@@ -191,9 +183,11 @@ class TopView:
     def from_arrays(cls, frame: Frame, meta: Mapping[str, int], arrays: Arrays) -> Self:
         """Rebuild the view; ValueError where the arrays are not those of `frame`."""
         shape = (frame.n_units, min(meta.get("k", 0), frame.n_examples))
-        places = {"place": arrays.get("place", np.zeros(shape, np.uint8))}
-        _check_shapes({**arrays, **places}, dict.fromkeys(("value", "row", "place"), shape))
-        value, row, place = arrays["value"], arrays["row"], places["place"]
+        row_type, place_type = (np.dtype(_smallest(n)).str for n in (frame.n_examples, frame.n_positions))
+        held = {"place": np.zeros(shape, place_type), **arrays}
+        expected = {"value": (frame.dtype.str, shape), "row": (row_type, shape), "place": (place_type, shape)}
+        check_arrays(held, expected)
+        value, row, place = held["value"], held["row"], held["place"]
         if (row >= frame.n_examples).any() or (place >= frame.n_positions).any():
             raise ValueError("it names examples or positions that the array does not have")
         return cls(value, row, place)
@@ -203,7 +197,8 @@ def _smallest(size: int) -> type[np.unsignedinteger[Any]]:
     return np.uint16 if size <= 1 << 16 else np.uint32
 
 
-def _check_shapes(arrays: Arrays, expected: Mapping[str, tuple[int, ...]]) -> None:
-    found = {name: values.shape for name, values in arrays.items()}
+def check_arrays(arrays: Arrays, expected: Expected) -> None:
+    """Raise ValueError unless the arrays of a view have the types and shapes that they should."""
+    found = {name: (values.dtype.str, values.shape) for name, values in arrays.items()}
     if found != dict(expected):
         raise ValueError(f"it holds {found} where {dict(expected)} are expected")

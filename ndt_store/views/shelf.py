@@ -90,10 +90,10 @@ def load(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[
 def look(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[V | None, str, str]:
     """Return a view or None, in what state it is, "" for one that may be used, and what is wrong with it."""
     key = view_key(kind.name, frame.spec, step)
-    size = catalogue.storage.size(key)
-    if size is None:
-        return None, "not made yet", ""
     try:
+        size = catalogue.storage.size(key)
+        if size is None:
+            return None, "not made yet", ""
         if size > kind.largest_nbytes(frame) + _HEADER_NBYTES:
             raise ValueError(f"it has {size} bytes")
         found = decode(catalogue.storage.read(key, size))
@@ -104,7 +104,7 @@ def look(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[
         if found.covers != covers(catalogue, step):
             return None, STALE, "it was made from another commit"
         return kind.from_arrays(frame, found.meta, found.arrays), "", ""
-    except (ValueError, FileNotFoundError, StorageError) as error:
+    except (ValueError, OSError, StorageError) as error:
         return None, DAMAGED, str(error)
 
 

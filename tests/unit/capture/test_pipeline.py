@@ -87,11 +87,19 @@ def test_never_more_blocks_wait_than_the_projection_says():
 
 def test_projection_has_one_term_for_each_thing_that_is_held():
     block = 5 * 3 * numpy_dtype(SPEC).itemsize
-    assert projected_nbytes([SPEC], batch_size=4) == 2 * 4 * 12 + block + (MAX_PENDING + 2) * block
+    blocks = 2 * 4 * 12 + block + (MAX_PENDING + 2) * block
+    # Of each of 3 units: zones of 4 blocks, two rankings of 64, and moments and sums of 7 classes of several blocks.
+    summaries = 3 * (4 * 20 + 2 * 64 * 24 + (MAX_PENDING + 2) * (80 + 8 * 8))
+    assert projected_nbytes([SPEC], batch_size=4, n_classes=7) == blocks + summaries
+
+
+def test_projection_of_arrays_without_units_has_no_summaries():
+    spec = ArraySpec("a", ("checkpoint", "example", "head"), (17, 3), "float32", 5)
+    assert projected_nbytes([spec], batch_size=4) == 2 * 4 * 12 + 60 + (MAX_PENDING + 2) * 60
 
 
 def test_projection_of_large_blocks_has_whole_megabytes_and_what_direct_writing_takes():
-    spec = ArraySpec("a", ("checkpoint", "example", "unit"), (4, DIRECT_NBYTES // 4 + 1), "float32", 2)
+    spec = ArraySpec("a", ("checkpoint", "example", "head"), (4, DIRECT_NBYTES // 4 + 1), "float32", 2)
     block = 3 << 20
     held = 2 * 3 * (DIRECT_NBYTES + 4) + block + MAX_PENDING * block
     assert projected_nbytes([spec], batch_size=3) == held + N_THREADS * (block + STAGING_NBYTES)

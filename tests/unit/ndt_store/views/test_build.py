@@ -1,6 +1,8 @@
 """Views equal a dense float64 pass, are the same bits however they are made, and are not used where they may lie."""
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from ndt_store.dims import UNIT
 from ndt_store.layout import blocks, n_blocks
 from ndt_store.testing import simulate_store
 from ndt_store.testing.faults import FaultyStorage, no_room
-from ndt_store.views.build import BlockSummary, make_views
+from ndt_store.views.build import BlockSummary, make_views, summary_nbytes
+from ndt_store.views.files import decode, encode
 from ndt_store.views.flight import CheckpointSummary
 from ndt_store.views.frame import frame_of, has_views
 from ndt_store.views.gram_view import GRAM_VIEWS
@@ -252,11 +255,61 @@ def test_a_forged_view_with_rows_beyond_the_examples_is_damaged(simulated):
         assert load(store.catalogue, frame, 0, TopView)[0] is None
 
 
-def test_many_classes_are_left_out_of_small_arrays(tmp_path):
-    store = simulate_store(tmp_path / "s.zarr", n_examples=60, n_classes=30).store
-    small, large = store.schema.find("layers/fc/activations"), store.schema.find(CONV)
-    assert frame_of(store.catalogue, small).codes is None
-    assert make_views(store.catalogue, small, 0).moments.classes is None
-    view, why = load(store.catalogue, frame_of(store.catalogue, small), 0, MomentsView)
-    assert (view.classes, why) == (None, "")
-    assert frame_of(store.catalogue, large).codes is None
+def test_many_classes_are_kept_of_arrays_that_are_large_beside_them(tmp_path):
+    layers = {"small": (3,), "large": (2, 40, 40)}
+    store = simulate_store(tmp_path / "s.zarr", n_examples=60, n_classes=30, layers=layers).store
+    for layer, kept in (("small", False), ("large", True)):
+        spec = store.schema.find(f"layers/{layer}/activations")
+        frame = frame_of(store.catalogue, spec)
+        make_views(store.catalogue, spec, 0)
+        view, why = load(store.catalogue, frame, 0, MomentsView)
+        assert (frame.codes is not None, view.classes is not None, why) == (kept, kept, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        (TopView, "row", lambda a: a.astype(np.float32)),
+        (TopView, "row", lambda a: a.astype(np.int64) - 5),
+        (TopView, "place", lambda a: a.astype(np.float64)),
+        (TopView, "value", lambda a: a.astype(np.float64)),
+        (MomentsView, "counts", lambda a: a + 0.5),
+        (MomentsView, "means", lambda a: a.astype(np.float32)),
+        (MomentsView, "zone_active", lambda a: a.astype(np.int64)),
+    ],
+)
+def test_a_forged_view_with_arrays_of_another_type_is_damaged(simulated, kind, name, change):
+    store = simulated.store
+    spec = store.schema.find(CONV)
+    frame = frame_of(store.catalogue, spec)
+    make_views(store.catalogue, spec, 0)
+    path = store.catalogue.storage.root / view_key(kind.name, spec, 0)
+    found = decode(path.read_bytes())
+    path.write_bytes(encode(replace(found, arrays={**found.arrays, name: change(found.arrays[name])})))
+    with pytest.warns(ViewWarning, match="is damaged"):
+        assert load(store.catalogue, frame, 0, kind) == (None, "damaged")
+
+
+def test_a_loop_of_links_in_the_place_of_a_view_is_damage(simulated):
+    store = simulated.store
+    spec = store.schema.find(CONV)
+    path = store.catalogue.storage.root / view_key("topk", spec, 0)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(path)
+    with pytest.warns(ViewWarning, match="is damaged"):
+        assert load(store.catalogue, frame_of(store.catalogue, spec), 0, TopView)[1] == "damaged"
+
+
+def test_a_summary_holds_few_parts_however_many_blocks_there_are(tmp_path):
+    store = simulate_store(
+        tmp_path / "s.zarr", n_examples=400, n_classes=8, layers={"fc": (50,)}, block_nbytes=400
+    ).store
+    spec = store.schema.find("layers/fc/activations")
+    assert n_blocks(spec) > 100
+    summary = BlockSummary(frame_of(store.catalogue, spec))
+    held = []
+    for index in range(n_blocks(spec)):
+        summary.add(index, store.read_block(spec.path, 0, index))
+        held.append(len(pickle.dumps(summary._waiting)) + len(pickle.dumps(summary._merged)))
+    assert max(held) < 2 * held[0]
+    assert sum(array.nbytes for array in summary.views().moments.arrays().values()) < summary_nbytes(spec, 50, 8, 1)

@@ -81,6 +81,8 @@ def test_a_truncated_file_is_refused(length):
         ({"covers": "a"}, "not enough values"),
         ({"meta": {"k": "many"}}, "invalid literal"),
         ({"version": None}, "malformed"),
+        ({"version": float("inf")}, "Infinity is no JSON"),
+        ({"arrays": [["x", "<f8", [1e400]]]}, "Infinity is no JSON"),
     ],
 )
 def test_a_forged_header_with_a_right_checksum_is_refused(changes, said):
