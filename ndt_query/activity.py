@@ -154,13 +154,16 @@ def dead_units(
 
 
 def _upper(rate: xr.DataArray, n: int) -> xr.DataArray:
-    def bound(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return clopper_pearson(np.round(values * n), n, confidence=CONFIDENCE, side="upper")[1]
-
     if rate.chunks is None:
-        return rate.copy(data=bound(rate.values))
-    bounded: xr.DataArray = xr.apply_ufunc(bound, rate, dask="parallelized", output_dtypes=[np.float64])
+        return rate.copy(data=_upper_bound(rate.values, n))
+    bounded: xr.DataArray = xr.apply_ufunc(
+        _upper_bound, rate, kwargs={"n": n}, dask="parallelized", output_dtypes=[np.float64]
+    )
     return bounded
+
+
+def _upper_bound(rate: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    return clopper_pearson(np.round(rate * n), n, confidence=CONFIDENCE, side="upper")[1]
 
 
 @per_unit
@@ -261,12 +264,14 @@ def neuron_importance(
     found = answered.arrays
     variance, magnitude = found["std"] ** 2, found["mean_abs"]
 
-    def rank(values: NDArray[np.float64]) -> NDArray[np.int64]:
-        return np.asarray(np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1) + 1)
-
     whole = variance.chunk({UNIT: -1}) if variance.chunks is not None else variance
     ranks = xr.apply_ufunc(
-        rank, whole, input_core_dims=[[UNIT]], output_core_dims=[[UNIT]], dask="parallelized", output_dtypes=[np.int64]
+        _falling_rank,
+        whole,
+        input_core_dims=[[UNIT]],
+        output_core_dims=[[UNIT]],
+        dask="parallelized",
+        output_dtypes=[np.int64],
     )
     ranks = ranks.chunk(variance.chunksizes) if variance.chunks is not None else ranks
     variables = {
@@ -285,3 +290,7 @@ def neuron_importance(
         squeeze=squeeze,
         explain=answered.source if explain else "",
     )
+
+
+def _falling_rank(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.asarray(np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1) + 1)

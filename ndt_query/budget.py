@@ -96,7 +96,7 @@ def allowed_nbytes(memory: int | str | None = None) -> int:
     if wanted is None:
         return int(RAM_SHARE * memory_nbytes())
     try:
-        nbytes = int(parse_bytes(wanted))
+        nbytes = int(parse_bytes("a truth value" if isinstance(wanted, bool) else wanted))
     except ValueError as error:
         raise InvalidInputError(f"memory={wanted!r} is not a size: give bytes, or a text such as '4 GiB'.") from error
     if nbytes <= 0:

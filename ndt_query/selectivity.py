@@ -244,9 +244,6 @@ def _named(preferred: xr.DataArray, names: Array) -> xr.DataArray:
     numeric = names.dtype.kind in "iufb"
     table = np.append(names.astype(np.float64), np.nan) if numeric else np.array([*map(str, names), ""])
 
-    def look_up(positions: NDArray[np.int64]) -> Array:
-        # Position -1 is the last entry: unknown.
-        return np.asarray(table[positions])
-
-    named: xr.DataArray = xr.apply_ufunc(look_up, preferred, dask="parallelized", output_dtypes=[table.dtype])
+    # Position -1 is the last entry: unknown.
+    named: xr.DataArray = xr.apply_ufunc(table.__getitem__, preferred, dask="parallelized", output_dtypes=[table.dtype])
     return named

@@ -50,7 +50,9 @@ def update(block: Block, codes: NDArray[np.int64], n_classes: int) -> ClassSums:
 
 def merge(left: ClassSums, right: ClassSums) -> ClassSums:
     """Join the states of two disjoint sets of examples."""
-    return ClassSums(left.total + right.total, left.count + right.count, left.nan_count + right.nan_count)
+    with np.errstate(invalid="ignore"):  # infinities of both signs in one class
+        total = left.total + right.total
+    return ClassSums(total, left.count + right.count, left.nan_count + right.nan_count)
 
 
 def finalise(state: ClassSums) -> dict[str, Array]:

@@ -100,6 +100,7 @@ def index_store(
     unknown = [mode for mode in gram if mode not in GRAM_VIEWS]
     if unknown:
         raise InvalidInputError(f"There is no Gram view {unknown[0]!r}: expected some of {', '.join(GRAM_VIEWS)}.")
+    gram = list(dict.fromkeys(gram))
     work = list(_work(store, layers, checkpoints))
     present = made = too_many = nbytes = array_nbytes = 0
     for done, (spec, step) in enumerate(work, 1):

@@ -1,5 +1,7 @@
 """Activity questions: planted units are found, noise is not, NaN is told."""
 
+import pickle
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import xarray as xr
 
 import ndt_query as nq
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.testing import simulate_store
 
 from .sources import labelled
 
@@ -211,3 +214,18 @@ def test_questions__of_chunks_of_unknown_size_say_what_to_do(question):
     unknown = da.ones((2, 12, 4))[:, da.ones(12, chunks=12) > 0]
     with pytest.raises(InvalidInputError, match="unknown size: call .compute_chunk_sizes"):
         question(xr.DataArray(unknown, dims=("checkpoint", "example", "unit")))
+
+
+@pytest.mark.parametrize("name", ["dead_units", "neuron_importance", "unit_moments"])
+def test_a_lazy_answer_can_be_pickled(tmp_path, name):
+    acts = simulate_store(tmp_path / "s.zarr").store["fc"].activations
+    lazy = getattr(nq, name)(acts)
+    assert any(variable.chunks for variable in lazy.data_vars.values())
+    xr.testing.assert_equal(pickle.loads(pickle.dumps(lazy)).compute(), lazy.compute())
+
+
+def test_infinities_of_both_signs_are_merged_without_a_warning():
+    values = np.zeros((4, 1), np.float32)
+    values[0], values[3] = np.inf, -np.inf
+    acts = xr.DataArray(values, dims=("example", "unit")).chunk(example=1)
+    assert np.isnan(nq.class_means(acts, [0, 1, 1, 0]).compute()["mean"].values[0, 0])

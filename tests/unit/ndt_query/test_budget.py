@@ -24,7 +24,7 @@ def test_allowed_nbytes__is_half_of_the_machine_without_further_word(monkeypatch
     assert budget.allowed_nbytes() == 500
 
 
-@pytest.mark.parametrize("text", ["much", "-1 GB", 0])
+@pytest.mark.parametrize("text", ["much", "-1 GB", 0, True])
 def test_allowed_nbytes__refuses_what_is_not_a_size(text):
     with pytest.raises(InvalidInputError, match="is not a size"):
         budget.allowed_nbytes(text)
