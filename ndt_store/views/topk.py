@@ -8,6 +8,7 @@ as it is for `numpy.max`: it leads the ranking instead of vanishing from it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from ndt_store.views.blocks import SLAB_ELEMENTS, Array, Block, as_float, in_ker
 from ndt_store.views.sums import reduce_block
 
 __all__ = ["TopK", "merge", "update"]
+
+_SORTED_ABOVE: Final = 256
+"""Ranks above which a block is sorted in rather than inserted value by value."""
 
 I64 = NDArray[np.int64]
 
@@ -91,12 +95,28 @@ def update(block: Block, example_ids: I64, k: int, *, best: Array | None = None,
         for u in spans(n_units, step):
             if n_examples:
                 largest = np.ascontiguousarray(best[c, :, u], dtype=dtype)
-                insertion.insert(largest, ids, growing, held.example[c, u], n_held, value[c, u], source[c, u])
+                put = _sort_in if k > _SORTED_ABOVE else insertion.insert
+                put(largest, ids, growing, held.example[c, u], n_held, value[c, u], source[c, u])
             insertion.resolve(
                 np.ascontiguousarray(as_float(searched[c, :, :, u])), ids, held.example[c, u], held.position[c, u],
                 value[c, u], source[c, u], example[c, u], position[c, u],
             )  # fmt: skip
     return TopK(value, example, position)
+
+
+def _sort_in(
+    largest: Array, ids: I64, growing: bool, held: I64, n_held: int, value: Array, source: NDArray[np.int32]
+) -> None:
+    """Do what `insertion.insert` does by sorting all, for lists so long that moving their tails costs more."""
+    every = np.concatenate([value[:, :n_held], largest.T], axis=1)
+    keys = -sort_keys(every)
+    if growing:  # equal values stand in the order of their ids already
+        order = np.argsort(keys, axis=-1, kind="stable")
+    else:
+        order = np.lexsort((np.concatenate([held, np.broadcast_to(ids, largest.T.shape)], axis=1), keys), axis=-1)
+    order = order[:, : value.shape[1]]
+    value[...] = np.take_along_axis(every, order, axis=-1)
+    source[...] = np.where(order < n_held, -1 - order, order - n_held)
 
 
 def merge(left: TopK, right: TopK, k: int) -> TopK:

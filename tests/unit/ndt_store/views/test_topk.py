@@ -115,3 +115,24 @@ def test_sort_keys__has_the_order_of_the_floats():
     assert (np.diff(keys) > 0).all()
     assert topk.sort_keys(np.array([0.0])) == topk.sort_keys(np.array([-0.0]))
     assert topk.sort_keys(np.array([-np.nan])) == topk.sort_keys(np.array([np.nan]))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("k", [257, 400, 1000])
+def test_update__of_many_ranks_equals_a_sort_of_everything(rng, ordered, k):
+    values = np.round(rng.standard_normal((1, 700, 2, 3, 2)), 1).astype(np.float32)
+    values[0, [5, 600], 0, 1, 0] = np.nan
+    values[:, :, :, 2] = -0.0
+    values[0, ::2, :, 2] = 0.0
+    ids = np.arange(700) * 3 if ordered else rng.permutation(700) * 3
+    state = None
+    for rows in (slice(0, 10), slice(10, 420), slice(420, 700)):
+        state = topk.update(values[:, rows], ids[rows], k, start=state)
+    flat = values.transpose(0, 1, 3, 2, 4).reshape(700, 3, 4)
+    best = flat.max(2)
+    for unit in range(3):
+        falling = np.where(np.isnan(best[:, unit]), -np.inf, -best[:, unit].astype(np.float64))
+        order = np.lexsort((ids, falling))[:k]
+        np.testing.assert_array_equal(state.example[0, unit], ids[order])
+        np.testing.assert_array_equal(state.value[0, unit], best[order, unit])
+        np.testing.assert_array_equal(state.position[0, unit], flat[order, unit].argmax(1))
