@@ -149,8 +149,9 @@ def _finalised(views: Mapping[str, Any], name: str, finalise: Finalise[Any]) -> 
     return finalise(views[name])
 
 
-def _pick(results: Mapping[str, Array], name: str) -> Array:
-    return results[name]
+def _pick(results: Mapping[str, Array], name: str, dtype: str) -> Array:
+    # Views keep values in fewer bytes than a pass hands on.
+    return results[name].astype(dtype, copy=False)
 
 
 def _tasks(
@@ -184,17 +185,17 @@ def _joined(
 ) -> Any:
     """Stack one result over checkpoints: an array where all are known, else a lazy one."""
     if not made:
-        known = [part[name] for part in parts if part is not None]
+        known = [_pick(part, name, dtype) for part in parts if part is not None]
         return known[0] if len(known) == 1 else np.concatenate(known)
     pieces = []
     for step, part in zip(steps, parts, strict=True):
         if part is not None:
-            pieces.append(da.from_array(part[name], chunks=-1))
+            pieces.append(da.from_array(_pick(part, name, dtype), chunks=-1))
             continue
         graph, final = made[step]
         key = f"{final[0]}-{name}-{step}"
         shared = f"{final[0]}-{step}"
-        picked = {(key, *(0,) * (1 + len(sizes))): (_pick, final, name)}
+        picked = {(key, *(0,) * (1 + len(sizes))): (_pick, final, name, dtype)}
         layers: dict[str, Any] = {shared: graph, key: picked}
         whole = HighLevelGraph(layers, {shared: set(), key: {shared}})
         pieces.append(da.Array(whole, key, chunks=((1,), *((n,) for n in sizes)), dtype=np.dtype(dtype)))

@@ -59,7 +59,7 @@ def examples_above(
     acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
         Activations; select units, examples and checkpoints first to ask about them alone.
     threshold : float
-        A unit's largest value over positions has to exceed this; any finite number.
+        A unit's largest value over positions has to exceed this, compared in float64; any finite number.
     limit : int
         The most hits that are collected.
     memory : int or str, optional
@@ -117,7 +117,8 @@ class _Collector:
     """Gathers hits from any thread, up to a limit."""
 
     def __init__(self, threshold: float, limit: int) -> None:
-        self._threshold = threshold
+        # numpy would round a Python float to the type of the values, which differs between a block and its zones.
+        self.threshold = np.float64(threshold)
         self._limit = limit
         self._found: list[_Hits] = []
         self._n = 0
@@ -128,14 +129,14 @@ class _Collector:
         block = as_float(block)
         best = summarise(block, best=True).best
         assert best is not None
-        example, unit = np.nonzero(~(best[0] <= self._threshold))
+        example, unit = np.nonzero(~(best[0] <= self.threshold))
         if not len(example):
             return
         with self._guard:
             self._n += len(example)
             if self._n > self._limit:
                 raise InvalidInputError(
-                    f"More than {self._limit} hits lie beyond the threshold {self._threshold:g}: raise the threshold, "
+                    f"More than {self._limit} hits lie beyond the threshold {self.threshold:g}: raise the threshold, "
                     "select fewer units or checkpoints, or raise limit=."
                 )
         position = np.zeros(len(example), np.intp)
@@ -167,7 +168,7 @@ def _from_blocks(asked: Asked, collected: _Collector, memory: int | str | None) 
     n_read = 0
     for c, step in enumerate(asked.steps):
         blocks = Blocks(asked, zones_of(asked, step))
-        wanted = needed(blocks, collected._threshold)
+        wanted = needed(blocks, collected.threshold)
         n_read += len(wanted)
 
         def visit(index: int, data: NDArray[Any], blocks: Blocks = blocks, c: int = c) -> None:

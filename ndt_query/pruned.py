@@ -133,8 +133,8 @@ def _from_blocks(blocks: Blocks, step: int, k: int, n_threads: int) -> topk.TopK
     return found[0]
 
 
-def needed(blocks: Blocks, threshold: float) -> Sequence[int]:
-    """Blocks in which some selected unit exceeds a threshold, or may."""
+def needed(blocks: Blocks, threshold: np.float64) -> Sequence[int]:
+    """Blocks in which some selected unit exceeds a threshold, or may; both are compared in float64."""
     keep = []
     for index in blocks.indices:
         bound = blocks.bounds(index)

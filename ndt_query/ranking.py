@@ -114,7 +114,7 @@ def _ranked(asked: Asked, acts: xr.DataArray, reduction: TopReduction, memory: i
     for name, output in reduction.outputs().items():
         key, shared = f"{TASK_PREFIX}ranked-{name}-{token}", f"{TASK_PREFIX}ranked-{token}"
         graph: dict[Any, Any] = {(shared, step): (_rank, asked, step, k, threads) for step in steps}
-        graph |= {(key, c, 0, 0): (_field, (shared, step), name) for c, step in enumerate(steps)}
+        graph |= {(key, c, 0, 0): (_field, (shared, step), name, output.dtype) for c, step in enumerate(steps)}
         data = da.Array(graph, key, chunks=chunks, dtype=np.dtype(output.dtype))
         coords = {dim: acts.coords[dim] for dim in (CHECKPOINT, UNIT) if dim in acts.coords}
         arrays[name] = xr.DataArray(data, dims=(CHECKPOINT, *output.dims), coords=coords)
@@ -131,5 +131,6 @@ def _rank(asked: Asked, step: int, k: int, threads: int) -> Mapping[str, Array]:
     return {"value": state.value, "example": state.example, "position": state.position}
 
 
-def _field(found: Mapping[str, Array], name: str) -> Array:
-    return found[name]
+def _field(found: Mapping[str, Array], name: str, dtype: str) -> Array:
+    # Views keep values in fewer bytes than a pass hands on.
+    return found[name].astype(dtype, copy=False)

@@ -1,5 +1,7 @@
 """Ranks beyond the view and thresholds: exact for any selection, and blocks that cannot matter are not read."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -161,3 +163,50 @@ def test_budgets_are_kept(store):
         nq.examples_above(store["fc"].activations, 1, memory=1000)
     with pytest.raises(MemoryBudgetError):
         nq.top_examples(store["fc"].activations, k=100, memory=1000)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A store of float16, whose zone maps are float32, in several blocks."""
+    rng = np.random.default_rng(5)
+    fc = rng.standard_normal((1, 200, 3)).astype(np.float16)
+    fc[0, :, 0], fc[0, 30, 0] = 0, 0.5
+    fc[0, 90, 2] = np.nan
+    store = simulate_store(
+        tmp_path_factory.mktemp("half") / "s.zarr", checkpoints=(0,), n_examples=200, layers={"fc": (3,)},
+        kinds=("activations",), block_nbytes=128, dtype="float16", planted={"layers/fc/activations": fc},
+    ).store  # fmt: skip
+    index_store(store)
+    return store
+
+
+@pytest.mark.parametrize("threshold", [0.5 - 1e-12, 0.5, 0.5 + 1e-12, 0.1, -0.3])
+@pytest.mark.parametrize("unit", range(3))
+@pytest.mark.parametrize("views", [True, False])
+def test_float16_exceeds_a_threshold_as_its_float64_does(half, threshold, unit, views):
+    acts = half["fc"].activations.isel(unit=[unit])
+    found = nq.examples_above(acts, threshold, views=views)
+    exceeds = ~(acts.values[0, :, 0].astype(np.float64) <= threshold)
+    assert sorted(found["example"].values) == half.examples[exceeds].tolist()
+
+
+@pytest.mark.parametrize("views", [True, False])
+def test_float32_exceeds_a_threshold_that_it_cannot_hold(store, views):
+    acts = store["conv"].activations
+    found = nq.examples_above(acts, float(acts.max()) - 1e-12, views=views)
+    assert found["value"].values.tolist() == [acts.values.max()]
+
+
+@pytest.mark.parametrize("select", [lambda a: a, lambda a: a.isel(example=slice(0, 150))], ids=["all", "some"])
+@pytest.mark.parametrize("k", [3, 90])
+def test_ranks_of_float16_have_one_type_wherever_they_come_from(half, tmp_path, k, select):
+    bare = tmp_path / "bare.zarr"
+    shutil.copytree(half.path, bare)
+    shutil.rmtree(bare / "views")
+    expected = nq.top_examples(select(half["fc"].activations).compute(), k=k)
+    for source in (half, open_store(bare), open_store(bare)):
+        found = nq.top_examples(select(source["fc"].activations), k=k)
+        for answer in (found, found.compute()):
+            assert answer["value"].dtype == expected["value"].dtype == np.float64
+        np.testing.assert_array_equal(found["value"].values, expected["value"].values)
+        np.testing.assert_array_equal(found["example"].values, expected["example"].values)
