@@ -29,7 +29,7 @@ from ndt_store.views.frame import frame_of, has_views
 from ndt_store.views.gram_view import GRAM_VIEWS, GramView
 from ndt_store.views.kinds import MomentsView, TopView
 from ndt_store.views.shelf import DAMAGED as DAMAGED_VIEW
-from ndt_store.views.shelf import STALE, look, view_key
+from ndt_store.views.shelf import STALE, index_command, look, view_key
 
 __all__ = ["Finding", "VerifyReport", "verify"]
 
@@ -162,7 +162,8 @@ def _check_views(catalogue: Catalogue) -> Iterator[Finding]:
                 _, state, why = look(catalogue, frame, step, kind)
                 if state in (STALE, DAMAGED_VIEW):
                     key = view_key(kind.name, spec, step)
-                    yield Finding(VIEW, spec.path, key, f"View {key} is {state} ({why}); `ndt index` makes it again.")
+                    message = f"View {key} is {state} ({why}); `{index_command(kind.name)}` makes it again."
+                    yield Finding(VIEW, spec.path, key, message)
         except (IntegrityError, StorageError):
             return  # labels or records are damaged, which is found and named where they are read
 

@@ -21,7 +21,7 @@ from ndt_store.schema import ArraySpec
 from ndt_store.views.files import ViewFile, decode, encode
 from ndt_store.views.frame import Frame
 
-__all__ = ["PREFIX", "View", "ViewWarning", "covers", "keep", "load", "look", "view_key"]
+__all__ = ["PREFIX", "View", "ViewWarning", "covers", "index_command", "keep", "load", "look", "view_key"]
 
 PREFIX: Final = "views"
 STALE: Final = "stale"
@@ -66,6 +66,12 @@ def view_key(name: str, spec: ArraySpec, step: int) -> str:
     return f"{PREFIX}/{name}/{spec.path.removeprefix(LAYERS_GROUP + '/')}/{step}"
 
 
+def index_command(name: str) -> str:
+    """Command that makes a view of this name again; Gram views are made only where they are named."""
+    _, is_gram, mode = name.partition("gram-")
+    return f"ndt index --gram {mode}" if is_gram else "ndt index"
+
+
 def covers(catalogue: Catalogue, step: int) -> tuple[str, str]:
     """Digests of what a view of this checkpoint is made from."""
     return catalogue.record(step).digest, catalogue.record(None).digest
@@ -80,7 +86,7 @@ def load(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[
     if state in (STALE, DAMAGED):
         warnings.warn(
             f"View {view_key(kind.name, frame.spec, step)} of {catalogue.storage.path} is {state} ({why}) and is not "
-            "used: its numbers come from the blocks, and `ndt index` replaces it.",
+            "used: its numbers come from the blocks, and `{index_command(kind.name)}` replaces it.",
             ViewWarning,
             stacklevel=2,
         )

@@ -192,3 +192,29 @@ def test_a_damaged_view_is_found_by_verify_and_costs_nothing(store, capsys):
     run(capsys, "index", store.path)
     code, out, _ = run(capsys, "verify", store.path, "--read-data")
     assert (code, "everything is as committed" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("view", "made_by"), [("moments", ["index"]), ("gram-flatten", ["index", "--gram", "flatten"])]
+)
+def test_the_advice_for_a_damaged_view_mends_it(store, capsys, view, made_by):
+    from ndt_store import ViewWarning, open_store
+    from ndt_store.views.frame import frame_of
+    from ndt_store.views.gram_view import GRAM_VIEWS
+    from ndt_store.views.kinds import MomentsView
+    from ndt_store.views.shelf import load
+
+    run(capsys, "index", store.path, "--gram", "flatten")
+    path = store.catalogue.storage.root / f"views/{view}/fc/activations/10"
+    path.write_bytes(path.read_bytes()[:-1])
+    advice = f"`{' '.join(['ndt', *made_by])}`"
+    _, out, _ = run(capsys, "verify", store.path, "--read-data", "--format", "json")
+    assert json.loads(out)[0]["message"].endswith(f"{advice} makes it again.")
+    catalogue = open_store(store.path).catalogue
+    frame = frame_of(catalogue, store.schema.find("layers/fc/activations"))
+    with pytest.warns(ViewWarning, match=f"{advice} replaces it"):
+        load(catalogue, frame, 10, MomentsView if view == "moments" else GRAM_VIEWS["flatten"])
+    command, *options = made_by
+    run(capsys, command, store.path, *options)
+    _, out, _ = run(capsys, "verify", store.path, "--read-data", "--format", "json")
+    assert json.loads(out) == []
