@@ -86,7 +86,7 @@ def load(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[
     if state in (STALE, DAMAGED):
         warnings.warn(
             f"View {view_key(kind.name, frame.spec, step)} of {catalogue.storage.path} is {state} ({why}) and is not "
-            "used: its numbers come from the blocks, and `{index_command(kind.name)}` replaces it.",
+            f"used: its numbers come from the blocks, and `{index_command(kind.name)}` replaces it.",
             ViewWarning,
             stacklevel=2,
         )
