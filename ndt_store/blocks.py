@@ -24,7 +24,7 @@ from ndt_store.commits import BlockEntry
 from ndt_store.errors import DimensionError, IntegrityError, InvalidInputError
 from ndt_store.layout import Block, block_nbytes, block_shape, numpy_dtype, padded
 from ndt_store.schema import ArraySpec
-from ndt_store.storage import Storage
+from ndt_store.storage import Sink, Storage
 
 __all__ = ["BlockArray", "Selector", "as_selector", "count_nonfinite", "expanded", "read_block", "write_block"]
 
@@ -109,7 +109,7 @@ def _read_checked(storage: Storage, spec: ArraySpec, entry: BlockEntry, payload:
         raise _damaged(storage, spec, entry, "does not match its checksum")
 
 
-def write_block(storage: Storage, spec: ArraySpec, target: Block, data: NDArray[Any]) -> tuple[BlockEntry, int, int]:
+def write_block(storage: Sink, spec: ArraySpec, target: Block, data: NDArray[Any]) -> tuple[BlockEntry, int, int]:
     """Encode and write one block, whole or not at all.
 
     Returns

@@ -31,18 +31,19 @@ def create(storage: Storage, schema: Schema, values: Mapping[str, Rows], rendere
     """Write documents, static arrays and their record, and last the root: with it the store exists."""
     for name in {key.split("/")[0] for key in storage.list()} - {LOCK_KEY}:
         storage.delete(name)  # of a creation that was interrupted, perhaps with other layers
-    for key, data in rendered.items():
-        if key != ROOT_DOCUMENT:
-            storage.write(key, [data])
-    arrays = {}
-    for spec in schema.static:
-        parts = [write_block(storage, spec, b, rows_of(spec, values[spec.path], b)) for b in blocks(spec)]
-        arrays[spec.path] = ArrayEntry.of(parts)
-    storage.sync()
-    storage.write(commit_key(None), [CommitRecord(None, -1, arrays).to_json()])
-    storage.sync()
-    storage.write(ROOT_DOCUMENT, [rendered[ROOT_DOCUMENT]])
-    storage.sync()
+    with storage.gather() as sink:
+        for key, data in rendered.items():
+            if key != ROOT_DOCUMENT:
+                sink.write(key, [data])
+        arrays = {}
+        for spec in schema.static:
+            parts = [write_block(sink, spec, b, rows_of(spec, values[spec.path], b)) for b in blocks(spec)]
+            arrays[spec.path] = ArrayEntry.of(parts)
+        sink.sync()
+        sink.write(commit_key(None), [CommitRecord(None, -1, arrays).to_json()])
+        sink.sync()
+        sink.write(ROOT_DOCUMENT, [rendered[ROOT_DOCUMENT]])
+        sink.sync()
     return Catalogue.read(storage)
 
 

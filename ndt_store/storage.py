@@ -18,18 +18,18 @@ import os
 import secrets
 import shutil
 import stat
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from ndt_store.errors import InvalidInputError, StorageError
+from ndt_store.folders import Folders
 from ndt_store.gathering import Gathering
 from ndt_store.locking import FileLock
-from ndt_store.rawio import read_all, sync_folders, write_file
+from ndt_store.rawio import read_all, write_file
 
-__all__ = ["LocalStorage", "Lock", "Storage", "open_storage"]
+__all__ = ["LocalStorage", "Lock", "Sink", "Storage", "open_storage"]
 
 LOCK_KEY: Final = "lock"
 TEMPORARY: Final = "tmp"
@@ -47,6 +47,16 @@ class Lock(Protocol):
 
     def release(self) -> None:
         """Let the next writer in."""
+
+
+class Sink(Protocol):
+    """What takes files."""
+
+    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+        """Put the joined buffers at `key`, whole or not at all."""
+
+    def sync(self) -> None:
+        """Make every write so far survive a power cut."""
 
 
 class Storage(Protocol):
@@ -83,10 +93,11 @@ class Storage(Protocol):
     def sync(self) -> None:
         """Make every write and deletion so far survive a power cut."""
 
-    def gather(self) -> AbstractContextManager[None]:
-        """Let durable writes wait for the next `sync`, which shows all of them in order; what is left is dropped.
+    def gather(self) -> AbstractContextManager[Sink]:
+        """Return a sink whose writes wait for its `sync`, which shows all of them in order; what is left is dropped.
 
-        Until then the buffers of a write must not change, and its errors wait for the `sync` too.
+        Until then the buffers of a write must not change, and its errors wait for the `sync` too. Writes to the
+        storage itself, from whichever thread, are as ever.
         """
 
     def lock(self) -> Lock:
@@ -127,10 +138,7 @@ class LocalStorage:
         self.root = Path(root).absolute()
         self._token = secrets.token_hex(4)
         self._counter = itertools.count()
-        self._guard = threading.Lock()
-        self._made: set[Path] = set()
-        self._unsynced: set[Path] = set()
-        self._gathering: Gathering | None = None
+        self._folders = Folders()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.root,)
@@ -195,20 +203,15 @@ class LocalStorage:
 
     def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         target = self.root / key
-        temporary = self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._counter)}"
-        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        temporary = self._temporary()
         try:
-            self._make(temporary.parent)
-            if durable and self._gathering is not None:
-                self._gathering.add(temporary, target, views)
-                return
-            self._make(target.parent)
-            write_file(temporary, views, durable=durable)
+            self._folders.make(temporary.parent)
+            self._folders.make(target.parent)
+            write_file(temporary, _as_bytes(buffers), durable=durable)
             temporary.replace(target)
         except OSError as error:
             raise _storage_error(error, f"writing {target}") from error
-        with self._guard:
-            self._unsynced.add(target.parent)
+        self._folders.changed(target.parent)
 
     def delete(self, key: str) -> None:
         target = self.root / key
@@ -219,60 +222,61 @@ class LocalStorage:
                 target.unlink(missing_ok=True)
         except OSError as error:
             raise _storage_error(error, f"deleting {target}") from error
-        with self._guard:
-            self._unsynced.add(target.parent)
-            self._made = {folder for folder in self._made if target != folder and target not in folder.parents}
+        self._folders.changed(target.parent)
+        self._folders.forget(target)
 
     @contextlib.contextmanager
-    def gather(self) -> Iterator[None]:
-        gathering = self._gathering = Gathering()
+    def gather(self) -> Iterator[Sink]:
+        gathering = Gathering()
         try:
-            yield
+            yield _Gathered(self, gathering)
         finally:
-            self._gathering = None
             gathering.close()
 
     def sync(self) -> None:
-        if self._gathering is not None:
-            try:
-                settled = self._gathering.settle(self._make)
-            except OSError as error:
-                raise _storage_error(error, f"writing {error.filename}") from error
-            with self._guard:
-                self._unsynced.update(target.parent for target in settled)
-        with self._guard:
-            folders, self._unsynced = self._unsynced, set()
         try:
-            sync_folders(folders)
+            self._folders.sync()
         except OSError as error:
-            with self._guard:
-                self._unsynced |= folders
             raise _storage_error(error, f"syncing folders of {self.root}") from error
 
     def lock(self) -> Lock:
         try:
-            self._make(self.root)
+            self._folders.make(self.root)
             return FileLock(self.root / LOCK_KEY)
         except OSError as error:
             raise _storage_error(error, f"locking {self.root}") from error
 
-    def _make(self, folder: Path) -> None:
-        if folder in self._made:
-            return
-        new = True
+    def _temporary(self) -> Path:
+        return self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._counter)}"
+
+
+class _Gathered:
+    """Writes to a local storage that wait for their own `sync`."""
+
+    def __init__(self, storage: LocalStorage, gathering: Gathering) -> None:
+        self._storage = storage
+        self._gathering = gathering
+
+    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+        target, temporary = self._storage.root / key, self._storage._temporary()
         try:
-            folder.mkdir()
-        except FileNotFoundError:
-            self._make(folder.parent)
-            folder.mkdir(exist_ok=True)
-        except FileExistsError:
-            if not folder.is_dir():
-                raise
-            new = False
-        with self._guard:
-            self._made.add(folder)
-            if new:
-                self._unsynced.add(folder.parent)
+            self._storage._folders.make(temporary.parent)
+        except OSError as error:
+            raise _storage_error(error, f"writing {target}") from error
+        self._gathering.add(temporary, target, _as_bytes(buffers))
+
+    def sync(self) -> None:
+        try:
+            settled = self._gathering.settle(self._storage._folders.make)
+        except OSError as error:
+            raise _storage_error(error, f"writing {error.filename}") from error
+        for target in settled:
+            self._storage._folders.changed(target.parent)
+        self._storage.sync()
+
+
+def _as_bytes(buffers: Sequence[Buffer]) -> list[memoryview]:
+    return [memoryview(buffer).cast("B") for buffer in buffers]
 
 
 def _storage_error(error: OSError, doing: str, advice: str = WRITE_ADVICE) -> StorageError:

@@ -98,8 +98,7 @@ class StoreWriter:
                 check_static(catalogue, values)
                 restore_documents(catalogue)
             else:
-                with storage.gather():
-                    catalogue = create(storage, schema, values, rendered)
+                catalogue = create(storage, schema, values, rendered)
             writer = cls(catalogue, lock)
             new = schema.checkpoints[len(catalogue.schema.checkpoints) :]
             if new:
@@ -152,17 +151,18 @@ class StoreWriter:
 
     def _replan(self, checkpoints: tuple[int, ...]) -> None:
         self._require_open()
-        storage, catalogue = self._storage, self._catalogue
+        catalogue = self._catalogue
         before = documents(catalogue.schema, catalogue.provenance)
         schema = catalogue.schema.with_checkpoints(checkpoints)
-        with storage.gather():
+        # Blocks that other threads write meanwhile go their own way: these documents may fail and be dropped.
+        with self._storage.gather() as sink:
             for key, data in documents(schema, catalogue.provenance).items():
                 # The root comes last and after a sync: readers see either plan, never a mixture.
                 if key == ROOT_DOCUMENT:
-                    storage.sync()
+                    sink.sync()
                 if before.get(key) != data:
-                    storage.write(key, [data])
-            storage.sync()
+                    sink.write(key, [data])
+            sink.sync()
         self._catalogue = replace(catalogue, schema=schema)
 
     def write_block(self, step: int, array: str, index: int, data: NDArray[Any]) -> None:

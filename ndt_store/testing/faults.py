@@ -8,6 +8,7 @@ Use them to test your own pipelines on top of a store::
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from ndt_store.errors import StorageError
-from ndt_store.storage import Buffer, LocalStorage, Lock
+from ndt_store.storage import Buffer, LocalStorage, Lock, Sink
 
 __all__ = ["DAMAGES", "FaultyStorage", "data_files", "delete", "flip_bit", "kill", "no_room", "truncate"]
 
@@ -76,10 +77,32 @@ class FaultyStorage(LocalStorage):
         self._count("syncing directories")
         super().sync()
 
+    @contextlib.contextmanager
+    def gather(self) -> Iterator[Sink]:
+        """Gather; every write and sync of the sink has its turn to fail."""
+        with super().gather() as sink:
+            yield _FaultySink(sink, self._count)
+
     def lock(self) -> Lock:
         """Lock, unless it is this operation's turn to fail."""
         self._count("locking")
         return super().lock()
+
+
+class _FaultySink:
+    """A sink that counts what it is asked for."""
+
+    def __init__(self, sink: Sink, count: Callable[[str], None]) -> None:
+        self._sink = sink
+        self._count = count
+
+    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+        self._count(f"writing {key}")
+        self._sink.write(key, buffers)
+
+    def sync(self) -> None:
+        self._count("syncing directories")
+        self._sink.sync()
 
 
 def data_files(root: Path) -> Iterator[Path]:

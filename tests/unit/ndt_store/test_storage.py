@@ -136,18 +136,18 @@ def test_gathered_writes_are_synced_together_and_only_then_seen_in_order(storage
     monkeypatch.setattr(
         type(storage.root), "replace", lambda self, to: (events.append(f"rename {to}"), replace(self, to))[1]
     )
-    with storage.gather():
+    with storage.gather() as sink:
         for key in ("b/1", "a/2", "b/3"):
-            storage.write(key, [key.encode()])
+            sink.write(key, [key.encode()])
         assert not [key for key in storage.list() if not key.startswith("tmp/")]
         assert not (storage.root / "a").exists()
-        storage.sync()
+        sink.sync()
         assert {path.parent.name for path in events[:3]} == {"tmp"}
         assert events[3:6] == [f"rename {storage.root / key}" for key in ("b/1", "a/2", "b/3")]
         assert {storage.root / "a", storage.root / "b", storage.root} <= set(events[6:])
-        storage.write("c", [b"4"])
+        sink.write("c", [b"4"])
         assert not storage.exists("c")
-        storage.sync()
+        sink.sync()
         assert storage.read("c", 9) == b"4"
     assert sorted(storage.list()) == ["a/2", "b/1", "b/3", "c"]
 
@@ -162,33 +162,38 @@ def test_gathering_holds_a_few_files_at_most(storage, monkeypatch):
 
     def add_many():
         for n in range(20):
-            storage.write(str(n), [b"x"])
+            sink.write(str(n), [b"x"])
             added.append(n)
 
-    with storage.gather():
+    with storage.gather() as sink:
         thread = threading.Thread(target=add_many)
         thread.start()
         thread.join(0.3)
         assert len(added) == len(begun) == 4
         gate.set()
         thread.join(5)
-        storage.sync()
+        sink.sync()
     assert len(list(storage.list())) == 20
 
 
 def test_what_was_gathered_and_never_synced_is_gone(storage):
-    with storage.gather():
-        storage.write("a", [b"1"])
+    with storage.gather() as sink:
+        sink.write("a", [b"1"])
     storage.sync()
     assert list(storage.list()) == []
     storage.write("a", [b"2"])
     assert storage.read("a", 9) == b"2"
 
 
-def test_a_gathered_write_that_need_not_last_is_seen_at_once(storage):
-    with storage.gather():
-        storage.write("a", [b"1"], durable=False)
-        assert storage.read("a", 9) == b"1"
+def test_a_write_beside_a_gathering_is_seen_at_once_and_stays(storage):
+    with storage.gather() as sink:
+        sink.write("a", [b"1"])
+        buffer = bytearray(b"mine")
+        storage.write("b", [buffer])
+        buffer[:] = b"used"
+        storage.sync()
+        assert not storage.exists("a")
+    assert {key: storage.read(key, 9) for key in storage.list()} == {"b": b"mine"}
 
 
 def test_a_gathered_write_that_fails_is_told_by_the_sync_which_shows_nothing(storage, monkeypatch):
@@ -200,10 +205,10 @@ def test_a_gathered_write_that_fails_is_told_by_the_sync_which_shows_nothing(sto
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", failing)
-    with storage.gather():
-        storage.write("a/b", [b"1"])
-        storage.write("c/d", [b"333"])
+    with storage.gather() as sink:
+        sink.write("a/b", [b"1"])
+        sink.write("c/d", [b"333"])
         with pytest.raises(StorageError, match="refused while writing .*c/d: Input/output error"):
-            storage.sync()
+            sink.sync()
         assert not storage.exists("a/b")
     assert list(storage.list()) == []

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -343,3 +344,37 @@ def test_verify_looks_at_the_store_as_it_is_now(tmp_path):
         opened = open_store(tmp_path / "s")
         writer.extend([5])
         assert [f.severity for f in verify(opened).findings] == ["incomplete"]
+
+
+def test_blocks_that_another_thread_writes_during_an_extension_that_fails_are_there_and_as_they_were(tmp_path):
+    begun, written = threading.Event(), threading.Event()
+
+    def fault(operation):
+        begun.set()
+        assert written.wait(10)
+        no_room(operation)
+
+    def write_all():
+        assert begun.wait(10)
+        for spec in writer.schema.cubes:
+            for block in blocks(spec):
+                shape = (block.stop - block.start, *spec.sizes[1:]) if spec.sizes else ()
+                data = np.full(shape, "d", object) if spec.dtype == "string" else np.ones(shape, spec.dtype)
+                writer.write_block(0, spec.path, block.index, data)
+                data[...] = "z" if spec.dtype == "string" else 7  # from here on the buffer is the caller's
+        written.set()
+
+    storage = FaultyStorage(tmp_path / "s", at=0, fault=fault)
+    probe = ProbeSet(np.zeros((6, 2), np.float32), np.arange(6) % 2)
+    tap = Tap("fc", "activations", ("example", "unit"), (3,))
+    with _open(storage, plan_store((0,), probe, [tap], codec="none", block_nbytes=30)) as writer:
+        thread = threading.Thread(target=write_all)
+        thread.start()
+        storage.at = storage.n_operations + 2
+        with pytest.raises(StorageError, match="No space left"):
+            writer.extend([10])
+        thread.join()
+        writer.commit(0)
+    store = open_store(tmp_path / "s")
+    assert verify(store, read_data=True).ok
+    assert (store["fc"].activations.values == 1).all()
