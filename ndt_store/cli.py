@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
@@ -32,10 +33,10 @@ from ndt_store.progress import progress_bar
 from ndt_store.reader import Store, open_store
 from ndt_store.schema import FORMAT_VERSION, layer_path
 from ndt_store.selection import Selection, pick
+from ndt_store.views.shelf import ViewWarning
 
 __all__ = ["cli", "main"]
 
-OWN_MODULES = "(ndt_store|ndt_query|capture)[.]"
 CAPTURE_MODULES = ("pydantic", "safetensors", "torch", "torchvision")
 
 
@@ -74,9 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         with warnings.catch_warnings():
-            # What our packages warn of is one sentence, like an error; others' warnings are as the user set them.
-            warnings.filterwarnings("always", category=UserWarning, module=OWN_MODULES)
-            warnings.showwarning = lambda message, *_: tell(f"ndt: {message}")
+            # What we warn of is one sentence, like an error; others' warnings are as the user set them.
+            warnings.simplefilter("always", ViewWarning)
+            warnings.showwarning = _in_one_line(warnings.showwarning)
             result = cli.main(given, prog_name="ndt", standalone_mode=False)
     except NdtError as error:
         if "--debug" in given:
@@ -98,6 +99,18 @@ def main(arguments: list[str] | None = None) -> None:
         tell("ndt: interrupted; what is committed is safe, and the same command resumes.")
         sys.exit(EXIT_EXPECTED)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _in_one_line(others: Callable[..., None]) -> Callable[..., None]:
+    """Show our warnings as a sentence on stderr, and leave those of other packages to `others`."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, ViewWarning):
+            tell(f"ndt: {message}")
+        else:
+            others(message, category, *where)
+
+    return show
 
 
 @cli.command()

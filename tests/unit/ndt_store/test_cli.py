@@ -218,3 +218,20 @@ def test_the_advice_for_a_damaged_view_mends_it(store, capsys, view, made_by):
     run(capsys, command, store.path, *options)
     _, out, _ = run(capsys, "verify", store.path, "--read-data", "--format", "json")
     assert json.loads(out) == []
+
+
+@pytest.mark.parametrize(("filters", "shown"), [("always", True), ("ignore", False)])
+def test_warnings_of_other_packages_are_as_the_user_set_them(store, filters, shown):
+    """Also where they are laid at the door of one of our modules, as by `stacklevel`."""
+    program = (
+        f"import warnings\nwarnings.simplefilter({filters!r})\n"
+        "import ndt_store.cli as ours\n"
+        "def noisy(store):\n"
+        "    warnings.warn_explicit('theirs', UserWarning, 'theirs.py', 7, module='ndt_store.reader')\n"
+        "    return opened(store)\n"
+        f"opened, ours.open_store = ours.open_store, noisy\nours.main(['info', {store.path!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert ("theirs.py:7: UserWarning: theirs" in done.stderr) == shown
+    assert "ndt:" not in done.stderr
