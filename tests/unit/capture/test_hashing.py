@@ -45,3 +45,21 @@ def test_a_capture_of_a_model_that_writes_into_its_buffers_records_its_weights_a
     data = torch.ones(6, 4), torch.zeros(6, dtype=torch.int64)
     store = capture.capture(model, data, store=tmp_path / "s", layers=["head"], batch_size=2, progress=False)
     assert store.catalogue.record(0).weights_digest == expected == weights_digest(model.state_dict())
+
+
+@pytest.mark.parametrize("kinds", [["activations"], ["activations", "gradients"]])
+def test_a_model_with_lazy_modules_is_captured_with_the_weights_that_it_gives_itself(tmp_path, kinds):
+    model = nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(3))
+    x = torch.arange(24.0).reshape(6, 4)
+    data = x, torch.arange(6) % 3
+    store = capture.capture(model, data, store=tmp_path / "s", layers=["0"], kinds=kinds, progress=False)
+    assert store.catalogue.record(0).weights_digest == weights_digest(model.state_dict())
+    with torch.no_grad():
+        assert store.root.logits.values[0].tobytes() == model(x).numpy().tobytes()
+
+
+def test_a_lazy_model_is_hashed_once_it_has_run():
+    model = nn.Sequential(nn.LazyLinear(3))
+    begun = WeightsHash(model)
+    model(torch.ones(2, 4))
+    assert begun.digest() == weights_digest(model.state_dict())
