@@ -100,7 +100,7 @@ def capture(
                 # Another process may have made or filled the store since: what was not compared is, under the lock.
                 if step not in compared or step not in session.committed:
                     _load(model, weights)
-                    session.capture_hashed(step, own.digest() if own else weights_digest(model.state_dict()))
+                    session._capture_hashed(step, own.digest() if own else weights_digest(model.state_dict()))
             return session.store
 
 

@@ -241,10 +241,10 @@ class Session:
         CaptureError
             What the model emits is not what it emitted at the start of the session.
         """
-        self.capture_hashed(as_step(step), weights_digest(self._model.state_dict()))
+        self._capture_hashed(as_step(step), weights_digest(self._model.state_dict()))
 
-    def capture_hashed(self, step: int, digest: str) -> None:
-        """Capture as `capture` does where the digest of the model's weights, as they are now, is known already."""
+    def _capture_hashed(self, step: int, digest: str) -> None:
+        # For capture.capture, which knows the digest already and has checked the step.
         writer = self._open_writer()
         if step in writer.committed:
             require_same_weights(writer.catalogue, step, digest)

@@ -443,3 +443,12 @@ def test_on_cuda_every_kind_of_every_checkpoint_equals_a_direct_pass(tmp_path, r
                 _, weights = net.layer.self_attn(tokens, tokens, tokens, average_attn_weights=False)
             seen = store["layer.self_attn"].attentions.sel(checkpoint=step).isel(example=rows)
             np.testing.assert_allclose(seen.values, weights.cpu().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_session_offers_no_way_to_record_weights_that_it_did_not_look_at():
+    assert {name for name in vars(capture.Session) if not name.startswith("_")} == {
+        "capture",
+        "committed",
+        "forecast",
+        "store",
+    }
