@@ -11,6 +11,7 @@ from ndt_store.errors import AlreadyExistsError, DimensionError, IntegrityError,
 from ndt_store.layout import ROOT_DOCUMENT, Rows, blocks, documents, rows_of
 from ndt_store.schema import Schema
 from ndt_store.storage import LOCK_KEY, TEMPORARY, Storage
+from ndt_store.views.shelf import PREFIX as VIEWS
 
 __all__ = ["check_only_leftovers", "create", "restore_documents", "static_values"]
 
@@ -74,7 +75,7 @@ def check_only_leftovers(storage: Storage, rendered: Mapping[str, bytes]) -> Non
             "zarr.json from a copy, or choose another path.",
             ROOT_DOCUMENT,
         )
-    ours = {TEMPORARY, LOCK_KEY, "commits", "views", *(key.split("/")[0] for key in rendered)}
+    ours = {TEMPORARY, LOCK_KEY, "commits", VIEWS, *(key.split("/")[0] for key in rendered)}
     foreign = sorted({key.split("/")[0] for key in keys} - ours)
     if foreign:
         raise AlreadyExistsError(

@@ -1,7 +1,7 @@
 """Files that are written beside each other, become durable together, and are seen only then.
 
 Creating a store means some dozens of small files and the inputs. Waiting for the disk after each would take longer than
-a small capture: so a few threads write and sync temporaries while the caller goes on, and `settle` renames all of them
+a small capture: so a few threads write and sync temporaries while the caller goes on, and `sync` renames all of them
 once the last one is safe.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from ndt_store.rawio import write_file
+from ndt_store.folders import Folders
+from ndt_store.rawio import Buffer, as_bytes, storage_error, write_file
 
 __all__ = ["Gathering"]
 
@@ -22,42 +23,56 @@ N_THREADS: Final = 4
 
 
 class Gathering:
-    """Files on their way; at most `N_THREADS` of them are held in memory."""
+    """Files of one caller on their way; at most `N_THREADS` of them are held in memory.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    root : Path
+        The storage's directory.
+    folders : Folders
+        Those of the storage.
+    new_temporary : callable
+        Returns a place for a file that is not there yet.
+    """
+
+    def __init__(self, root: Path, folders: Folders, new_temporary: Callable[[], Path]) -> None:
+        self._root = root
+        self._folders = folders
+        self._new_temporary = new_temporary
         self._pool = ThreadPoolExecutor(N_THREADS, thread_name_prefix="ndt-gather")
         self._room = threading.BoundedSemaphore(N_THREADS)
         self._files: list[tuple[Path, Path, Future[None]]] = []
 
-    def add(self, temporary: Path, target: Path, buffers: Sequence[memoryview]) -> None:
-        """Begin to write a file; the buffers must not change before `settle` returns."""
+    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
+        """Begin to write a file; the buffers must not change before `sync` returns."""
+        target, temporary = self._root / key, self._new_temporary()
+        with _refusals(f"writing {target}"):
+            self._folders.make(temporary.parent)
         self._room.acquire()
-        self._files.append((temporary, target, self._pool.submit(self._write, temporary, buffers)))
+        self._files.append((temporary, target, self._pool.submit(self._write, temporary, as_bytes(buffers))))
 
-    def settle(self, make_folder: Callable[[Path], None]) -> list[Path]:
-        """Wait until every file is durable, put all into place in order, and return where.
+    def sync(self) -> None:
+        """Wait until every file is durable, and put all into place in order.
 
         Raises
         ------
-        OSError
-            Of the first file that could not be written; its ``filename`` is the target. Nothing has been put into
-            place then, and the files stay as they are.
+        StorageError
+            Of the first file that could not be written. Nothing has been put into place then.
         """
         for _, target, written in self._files:
-            try:
+            with _refusals(f"writing {target}"):
                 written.result()
-            except OSError as error:
-                error.filename = str(target)
-                raise
         for temporary, target, _ in self._files:
-            make_folder(target.parent)
-            temporary.replace(target)
-        targets = [target for _, target, _ in self._files]
+            with _refusals(f"writing {target}"):
+                self._folders.make(target.parent)
+                temporary.replace(target)
+            self._folders.changed(target.parent)
         self._files.clear()
-        return targets
+        with _refusals(f"syncing folders of {self._root}"):
+            self._folders.sync()
 
     def close(self) -> None:
-        """Stop, and remove what was never settled."""
+        """Stop, and remove what was never put into place."""
         self._pool.shutdown(wait=True)
         for temporary, _, _ in self._files:
             with contextlib.suppress(OSError):
@@ -68,3 +83,11 @@ class Gathering:
             write_file(temporary, buffers, durable=True)
         finally:
             self._room.release()
+
+
+@contextlib.contextmanager
+def _refusals(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, doing) from error

@@ -21,12 +21,19 @@ from typing import Final
 
 import numpy as np
 
+from ndt_store.errors import StorageError
+
 __all__ = [
     "ALIGNMENT",
     "DIRECT_NBYTES",
+    "READ_ADVICE",
     "STAGING_NBYTES",
+    "Buffer",
+    "as_bytes",
     "create_file",
     "read_all",
+    "remove_tree",
+    "storage_error",
     "sync_folders",
     "write_all",
     "write_file",
@@ -41,8 +48,25 @@ ALIGNMENT: Final = 4096
 STAGING_NBYTES: Final = 2 << 20
 """Buffer of each thread for data that are not aligned."""
 
+READ_ADVICE: Final = "mend the permissions or the disk and try again"
+WRITE_ADVICE: Final = (
+    "nothing committed is lost, so make room or mend permissions and run the same command again to resume"
+)
+
+Buffer = bytes | bytearray | memoryview
+
 _DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 _STAGING: Final = threading.local()
+
+
+def storage_error(error: OSError, doing: str, advice: str = WRITE_ADVICE) -> StorageError:
+    """Return the sentence for what a file system refused."""
+    return StorageError(f"The file system refused while {doing}: {error.strerror or error}; {advice}.")
+
+
+def as_bytes(buffers: Sequence[Buffer]) -> list[memoryview]:
+    """Return the same memory as bytes."""
+    return [memoryview(buffer).cast("B") for buffer in buffers]
 
 
 def create_file(path: Path, nbytes: int) -> int:
@@ -101,6 +125,41 @@ def write_file(path: Path, buffers: Sequence[memoryview], *, durable: bool) -> N
         with suppress(OSError):
             path.unlink()
         raise
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and what is in it; a link is removed, never followed.
+
+    Others may add to the folder and take from it meanwhile. What they added stays, and the folder with it.
+
+    Raises
+    ------
+    OSError
+        The file system refuses.
+    """
+    for _, folders, files, descriptor in os.fwalk(folder, topdown=False, onerror=_unless_gone):
+        for name in files:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=descriptor)
+        for name in folders:
+            try:
+                _remove_folder(name, descriptor)
+            except NotADirectoryError:
+                os.unlink(name, dir_fd=descriptor)  # a link to a folder
+    _remove_folder(folder)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _remove_folder(folder: Path | str, descriptor: int | None = None) -> None:
+    try:
+        os.rmdir(folder, dir_fd=descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def read_all(descriptor: int, buffers: Sequence[memoryview]) -> int:

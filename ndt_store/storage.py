@@ -7,6 +7,9 @@ is another small class with the same methods; `open_storage` is where a path bec
 A write goes to ``tmp/``, is synced, and is renamed into place. The rename itself becomes durable when `sync` has
 synced the directories concerned, which the writer does before it publishes a commit. Blocks go past the page cache
 where the file system allows it (`ndt_store.rawio`), and many small files become durable together (`gather`).
+
+What need not last is derived from the rest, and readers write it too, without the lock. Its temporaries lie apart, in
+``tmp/`` of its own first folder, so that neither a reader's write nor the sweep of a writer gets into the other's way.
 """
 
 from __future__ import annotations
@@ -16,30 +19,22 @@ import errno
 import itertools
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from ndt_store.errors import InvalidInputError, StorageError
+from ndt_store.errors import InvalidInputError
 from ndt_store.folders import Folders
 from ndt_store.gathering import Gathering
 from ndt_store.locking import FileLock
-from ndt_store.rawio import read_all, write_file
+from ndt_store.rawio import READ_ADVICE, Buffer, as_bytes, read_all, remove_tree, storage_error, write_file
 
-__all__ = ["LocalStorage", "Lock", "Sink", "Storage", "open_storage"]
+__all__ = ["Buffer", "LocalStorage", "Lock", "Sink", "Storage", "open_storage"]
 
 LOCK_KEY: Final = "lock"
 TEMPORARY: Final = "tmp"
-
-READ_ADVICE: Final = "mend the permissions or the disk and try again"
-WRITE_ADVICE: Final = (
-    "nothing committed is lost, so make room or mend permissions and run the same command again to resume"
-)
-
-Buffer = bytes | bytearray | memoryview
 
 
 class Lock(Protocol):
@@ -85,10 +80,13 @@ class Storage(Protocol):
         """Keys below a prefix, in no particular order."""
 
     def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
-        """Put the joined buffers at `key`, whole or not at all; what is not durable may be lost in a power cut."""
+        """Put the joined buffers at `key`, whole or not at all.
+
+        What is not durable may be lost in a power cut, and whoever may write can write it at any time without the lock.
+        """
 
     def delete(self, key: str) -> None:
-        """Remove a key or a whole prefix; nothing there is no error."""
+        """Remove a key or a whole prefix; nothing there is no error, and what others add meanwhile may stay."""
 
     def sync(self) -> None:
         """Make every write and deletion so far survive a power cut."""
@@ -176,7 +174,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise _storage_error(error, f"looking at {self.root / key}", READ_ADVICE) from error
+            raise storage_error(error, f"looking at {self.root / key}", READ_ADVICE) from error
 
     def _open(self, key: str) -> int:
         # Without O_NONBLOCK a pipe in the place of a file would be waited for, for ever.
@@ -185,7 +183,7 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(errno.ENOENT, "there is no such file", key) from None
         except OSError as error:
-            raise _storage_error(error, f"reading {self.root / key}", READ_ADVICE) from error
+            raise storage_error(error, f"reading {self.root / key}", READ_ADVICE) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise FileNotFoundError(errno.ENOENT, "it is no regular file", key)
@@ -199,85 +197,69 @@ class LocalStorage:
 
     def _listing_failed(self, error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise _storage_error(error, f"listing {error.filename}", READ_ADVICE) from error
+            raise storage_error(error, f"listing {error.filename}", READ_ADVICE) from error
 
     def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         target = self.root / key
-        temporary = self._temporary()
         try:
-            self._folders.make(temporary.parent)
-            self._folders.make(target.parent)
-            write_file(temporary, _as_bytes(buffers), durable=durable)
-            temporary.replace(target)
+            if durable:
+                self._put(self._temporary(), target, buffers, durable=True)
+                self._folders.changed(target.parent)
+            else:
+                self._put_unlocked(target, buffers)
         except OSError as error:
-            raise _storage_error(error, f"writing {target}") from error
-        self._folders.changed(target.parent)
+            raise storage_error(error, f"writing {target}") from error
+
+    def _put_unlocked(self, target: Path, buffers: Sequence[Buffer]) -> None:
+        temporary = self._temporary(*target.relative_to(self.root).parts[:-1][:1])
+        self.root.stat()  # a store that was removed does not come back as a folder of derived files
+        try:
+            self._put(temporary, target, buffers, durable=False)
+        except FileNotFoundError:
+            # Somebody has swept what this storage remembers to have made, or is writing.
+            self._folders.forget(self.root)
+            self._put(temporary, target, buffers, durable=False)
+
+    def _put(self, temporary: Path, target: Path, buffers: Sequence[Buffer], *, durable: bool) -> None:
+        self._folders.make(temporary.parent)
+        self._folders.make(target.parent)
+        write_file(temporary, as_bytes(buffers), durable=durable)
+        try:
+            temporary.replace(target)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
     def delete(self, key: str) -> None:
         target = self.root / key
         try:
-            if target.is_dir():
-                shutil.rmtree(target)
+            if target.is_dir() and not target.is_symlink():
+                remove_tree(target)
             else:
                 target.unlink(missing_ok=True)
         except OSError as error:
-            raise _storage_error(error, f"deleting {target}") from error
+            raise storage_error(error, f"deleting {target}") from error
         self._folders.changed(target.parent)
         self._folders.forget(target)
 
     @contextlib.contextmanager
     def gather(self) -> Iterator[Sink]:
-        gathering = Gathering()
-        try:
-            yield _Gathered(self, gathering)
-        finally:
-            gathering.close()
+        with contextlib.closing(Gathering(self.root, self._folders, self._temporary)) as gathering:
+            yield gathering
 
     def sync(self) -> None:
         try:
             self._folders.sync()
         except OSError as error:
-            raise _storage_error(error, f"syncing folders of {self.root}") from error
+            raise storage_error(error, f"syncing folders of {self.root}") from error
 
     def lock(self) -> Lock:
         try:
             self._folders.make(self.root)
             return FileLock(self.root / LOCK_KEY)
         except OSError as error:
-            raise _storage_error(error, f"locking {self.root}") from error
+            raise storage_error(error, f"locking {self.root}") from error
 
-    def _temporary(self) -> Path:
-        return self.root / TEMPORARY / f"{os.getpid()}-{self._token}-{next(self._counter)}"
-
-
-class _Gathered:
-    """Writes to a local storage that wait for their own `sync`."""
-
-    def __init__(self, storage: LocalStorage, gathering: Gathering) -> None:
-        self._storage = storage
-        self._gathering = gathering
-
-    def write(self, key: str, buffers: Sequence[Buffer]) -> None:
-        target, temporary = self._storage.root / key, self._storage._temporary()
-        try:
-            self._storage._folders.make(temporary.parent)
-        except OSError as error:
-            raise _storage_error(error, f"writing {target}") from error
-        self._gathering.add(temporary, target, _as_bytes(buffers))
-
-    def sync(self) -> None:
-        try:
-            settled = self._gathering.settle(self._storage._folders.make)
-        except OSError as error:
-            raise _storage_error(error, f"writing {error.filename}") from error
-        for target in settled:
-            self._storage._folders.changed(target.parent)
-        self._storage.sync()
-
-
-def _as_bytes(buffers: Sequence[Buffer]) -> list[memoryview]:
-    return [memoryview(buffer).cast("B") for buffer in buffers]
-
-
-def _storage_error(error: OSError, doing: str, advice: str = WRITE_ADVICE) -> StorageError:
-    return StorageError(f"The file system refused while {doing}: {error.strerror or error}; {advice}.")
+    def _temporary(self, *folder: str) -> Path:
+        return self.root.joinpath(*folder, TEMPORARY) / f"{os.getpid()}-{self._token}-{next(self._counter)}"

@@ -33,6 +33,7 @@ from ndt_store.layout import ROOT_DOCUMENT, Rows, block, documents, n_blocks
 from ndt_store.resume import as_json, check_same, check_static
 from ndt_store.schema import ArraySpec, Schema, as_step
 from ndt_store.storage import TEMPORARY, Lock, Storage, open_storage
+from ndt_store.views.shelf import PREFIX as VIEWS
 
 __all__ = ["StoreWriter"]
 
@@ -92,6 +93,7 @@ class StoreWriter:
         lock = storage.lock()
         try:
             storage.delete(TEMPORARY)
+            storage.delete(f"{VIEWS}/{TEMPORARY}")
             if storage.exists(ROOT_DOCUMENT):
                 catalogue = Catalogue.read(storage)
                 check_same(catalogue, schema, provenance)

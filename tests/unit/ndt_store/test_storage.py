@@ -1,6 +1,8 @@
 """The medium: whole or not at all, one writer, and errors that say what to do."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,101 @@ def test_delete_takes_prefixes_and_does_not_mind_absence(storage):
     assert storage.read("p/a", 99) == b"again"
 
 
+def test_what_need_not_last_leaves_the_writers_temporaries_alone(storage, monkeypatch):
+    storage.root.mkdir()
+    sources = []
+    replace = type(storage.root).replace
+    monkeypatch.setattr(type(storage.root), "replace", lambda self, to: (sources.append(self), replace(self, to))[1])
+    storage.write("views/moments/a/0", [b"1"], durable=False)
+    assert [source.parent for source in sources] == [storage.root / "views" / "tmp"]
+    assert not (storage.root / "tmp").exists()
+    assert list(storage.list()) == ["views/moments/a/0"]
+
+
+@pytest.mark.parametrize("gone", ["views/tmp", "views"])
+def test_what_need_not_last_is_written_after_another_has_swept(storage, gone):
+    storage.root.mkdir()
+    storage.write("views/a/0", [b"1"], durable=False)
+    LocalStorage(storage.root).delete(gone)
+    storage.write("views/a/1", [b"2"], durable=False)
+    assert storage.read("views/a/1", 9) == b"2"
+
+
+def test_what_need_not_last_is_written_though_its_temporary_is_swept_once(storage, monkeypatch):
+    replace, sweeps = type(storage.root).replace, []
+
+    def swept_before(self, to):
+        if not sweeps:
+            sweeps.append(LocalStorage(storage.root).delete("views/tmp"))
+        return replace(self, to)
+
+    storage.root.mkdir()
+    monkeypatch.setattr(type(storage.root), "replace", swept_before)
+    storage.write("views/a/0", [b"1"], durable=False)
+    assert storage.read("views/a/0", 9) == b"1"
+
+
+def test_a_store_that_was_removed_does_not_come_back_as_a_folder_of_views(storage):
+    with pytest.raises(StorageError, match="No such file"):
+        storage.write("views/a/0", [b"1"], durable=False)
+    assert not storage.root.exists()
+
+
+def test_a_file_that_cannot_be_put_into_place_leaves_no_temporary(storage):
+    storage.write("a/b", [b"1"])
+    with pytest.raises(StorageError, match="refused while writing"):
+        storage.write("a", [b"2"])
+    assert list(storage.list()) == ["a/b"]
+
+
+def test_writes_that_need_not_last_and_the_sweep_of_a_writer_do_not_disturb_each_other(storage):
+    storage.root.mkdir()
+    done = threading.Event()
+
+    def sweep():
+        other = LocalStorage(storage.root)
+        while not done.is_set():
+            other.delete("tmp")
+
+    with ThreadPoolExecutor(3) as pool:
+        sweeping = pool.submit(sweep)
+        try:
+            list(pool.map(lambda n: storage.write(f"views/a/{n % 50}", [b"1" * 3000], durable=False), range(500)))
+        finally:
+            done.set()
+        sweeping.result()
+
+
+def test_delete_leaves_what_comes_meanwhile_and_does_not_mind_what_goes(storage, monkeypatch):
+    for n in range(4):
+        storage.write(f"p/q/{n}", [b"1"])
+    unlink, folder = os.unlink, storage.root / "p" / "q"
+
+    def disturbed(name, **options):
+        if name == "1":
+            unlink(folder / "1")
+            (folder / "new").write_bytes(b"2")
+        unlink(name, **options)
+
+    monkeypatch.setattr(os, "unlink", disturbed)
+    storage.delete("p")
+    assert list(storage.list()) == ["p/q/new"]
+
+
+def test_delete_removes_links_and_not_what_they_lead_to(storage, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_bytes(b"1")
+    storage.write("p/a", [b"1"])
+    (storage.root / "p" / "link").symlink_to(outside)
+    (storage.root / "tmp").rmdir()
+    (storage.root / "tmp").symlink_to(outside)
+    storage.delete("p")
+    storage.delete("tmp")
+    assert list(storage.root.iterdir()) == []
+    assert (outside / "precious").exists()
+
+
 def test_a_temporary_of_an_earlier_process_with_the_same_pid_is_no_obstacle(storage):
     (storage.root / "tmp").mkdir(parents=True)
     for n in range(3):
@@ -153,8 +250,6 @@ def test_gathered_writes_are_synced_together_and_only_then_seen_in_order(storage
 
 
 def test_gathering_holds_a_few_files_at_most(storage, monkeypatch):
-    import threading
-
     gate, begun = threading.Event(), []
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: (begun.append(fd), gate.wait(5), fsync(fd))[2])

@@ -205,6 +205,15 @@ def test_no_room_is_one_sentence_and_the_capture_resumes(tmp_path):
     assert not (path / "lock").exists()
 
 
+def test_opening_a_store_sweeps_what_a_killed_writer_of_views_left(tmp_path):
+    store = simulate_store(tmp_path / "s").store
+    left = store.catalogue.storage.root / "views" / "tmp" / "1-left"
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"half a view")
+    simulate_store(tmp_path / "s")
+    assert not left.exists()
+
+
 def test_not_finite_values_are_stored_exactly_and_counted(tmp_path):
     values = np.ones((3, 12, 10), np.float32)
     values[1, 3, :4] = np.nan
