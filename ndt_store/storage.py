@@ -82,7 +82,8 @@ class Storage(Protocol):
     def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         """Put the joined buffers at `key`, whole or not at all.
 
-        What is not durable may be lost in a power cut, and whoever may write can write it at any time without the lock.
+        What is not durable may be lost in a power cut, and whoever may write can write it at any time without the lock,
+        but only where no link leads out of the place.
         """
 
     def delete(self, key: str) -> None:
@@ -212,6 +213,8 @@ class LocalStorage:
 
     def _put_unlocked(self, target: Path, buffers: Sequence[Buffer]) -> None:
         temporary = self._temporary(*target.relative_to(self.root).parts[:-1][:1])
+        self._require_no_link(temporary.parent)
+        self._require_no_link(target.parent)
         self.root.stat()  # a store that was removed does not come back as a folder of derived files
         try:
             self._put(temporary, target, buffers, durable=False)
@@ -219,6 +222,14 @@ class LocalStorage:
             # Somebody has swept what this storage remembers to have made, or is writing.
             self._folders.forget(self.root)
             self._put(temporary, target, buffers, durable=False)
+
+    def _require_no_link(self, folder: Path) -> None:
+        # Whoever reads a store from a stranger must not write where the stranger's links lead.
+        for part in (folder, *folder.parents):
+            if part == self.root:
+                return
+            if part.is_symlink():
+                raise OSError(errno.ELOOP, f"{part} is a link, and nothing is written through links")
 
     def _put(self, temporary: Path, target: Path, buffers: Sequence[Buffer], *, durable: bool) -> None:
         self._folders.make(temporary.parent)

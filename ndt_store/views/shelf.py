@@ -120,7 +120,7 @@ def keep(catalogue: Catalogue, frame: Frame, step: int, view: View) -> None:
     Raises
     ------
     StorageError
-        The store cannot be written to.
+        The store cannot be written to, or a link stands where a folder of views should: nothing is written through it.
     """
     contents = ViewFile(
         view.name, view.version, frame.spec.path, step, covers(catalogue, step), view.meta(), view.arrays()
