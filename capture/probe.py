@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from capture._describe import described
 from capture._images import ImageData
@@ -34,7 +34,7 @@ class Probe:
     ----------
     contents : ProbeSet
         Its inputs raise `CaptureError` when they are read again and have changed.
-    hashed : Future of str
+    digest : str
         SHA-256, in hex.
     name : str
     bfloat16 : bool
@@ -42,14 +42,9 @@ class Probe:
     """
 
     contents: ProbeSet
-    hashed: Future[str]
+    digest: str
     name: str
     bfloat16: bool = False
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over inputs and labels, in hex; waits until it is there."""
-        return self.hashed.result()
 
     def __len__(self) -> int:
         return int(self.contents.inputs.shape[0])
@@ -81,7 +76,7 @@ def as_probe(data: Any) -> Probe:
 
     Notes
     -----
-    Reads every input once, for the digest; arrays in a thread of its own, for which nobody waits here.
+    Reads every input once, for the digest.
     """
     if isinstance(data, ImageData):
         contents = ProbeSet(
@@ -92,7 +87,7 @@ def as_probe(data: Any) -> Probe:
             data.class_names,
             ("channel", "row", "column"),
         )
-        return Probe(contents, _done(data.digest), data.name)
+        return Probe(contents, data.digest, data.name)
     if isinstance(data, tuple | list) and len(data) == 2:
         return _from_pair(*data)
     array = isinstance(data, np.ndarray | torch.Tensor)
@@ -114,54 +109,28 @@ def _from_pair(given: Any, classes: Any) -> Probe:
     if not inputs.shape or not labels.shape or len(labels) != inputs.shape[0]:
         found = f"there are {len(labels)} labels" if labels.shape else "the labels are one number"
         raise InvalidInputError(f"inputs have shape {inputs.shape} and {found}: expected one label each example.")
-    # A copy, because the caller may write into the labels while the session lasts.
-    contents = ProbeSet(_sized(SteadyRows(inputs, inputs.shape, inputs.dtype)), np.array(labels))
-    narrow = is_bfloat16(given)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ndt-hash")
-    hashed = pool.submit(_digest, contents, narrow)
-    pool.shutdown(wait=False)
-    return Probe(contents, hashed, "arrays", narrow)
+    return _probe(SteadyRows(inputs, inputs.shape, inputs.dtype), labels, "arrays", is_bfloat16(given))
 
 
 def _from_dataset(dataset: Any) -> Probe:
     if len(dataset) == 0:
         raise InvalidInputError("The dataset is empty: give at least one example.")
     rows = DatasetRows(dataset)
-    inputs = _sized(SteadyRows(rows, rows.shape, rows.dtype))
-    # Labels come to light with the inputs, and a dataset is not to be read from two threads at once.
-    digest = _hash_inputs(inputs, rows.bfloat16)
-    contents = ProbeSet(inputs, np.array(rows.labels))
-    return Probe(contents, _done(_with_labels(digest, contents)), type(dataset).__name__, rows.bfloat16)
+    return _probe(SteadyRows(rows, rows.shape, rows.dtype), rows.labels, type(dataset).__name__, rows.bfloat16)
 
 
-def _sized(inputs: SteadyRows) -> SteadyRows:
+def _probe(inputs: SteadyRows, labels: NDArray[Any], name: str, bfloat16: bool) -> Probe:
+    """Digest the inputs, and only then look at the labels: those of a dataset come to light with its inputs."""
     if 0 in inputs.shape[1:]:
         raise InvalidInputError(
             f"inputs have shape {inputs.shape}, which holds no number: expected at least one value an example."
         )
-    return inputs
-
-
-def _digest(contents: ProbeSet, bfloat16: bool) -> str:
-    return _with_labels(_hash_inputs(contents.inputs, bfloat16), contents)
-
-
-def _hash_inputs(inputs: SteadyRows, bfloat16: bool) -> Any:
     sha = sha256()
     dtype = "bfloat16" if bfloat16 else str(inputs.dtype)
     sha.update(json.dumps(["inputs", dtype, list(inputs.shape)]).encode() + b"\n")
     for start in range(0, inputs.shape[0], _DIGEST_ROWS):
         sha.update(inputs[start : start + _DIGEST_ROWS].data)
-    return sha
-
-
-def _with_labels(sha: Any, contents: ProbeSet) -> str:
-    sha.update(b"labels\n" + np.asarray(contents.labels).astype("<i8").tobytes())
-    digest: str = sha.hexdigest()
-    return digest
-
-
-def _done(digest: str) -> Future[str]:
-    known: Future[str] = Future()
-    known.set_result(digest)
-    return known
+    # A copy, because the caller may write into the labels while the session lasts.
+    contents = ProbeSet(inputs, np.array(labels))
+    sha.update(b"labels\n" + np.asarray(labels).astype("<i8").tobytes())
+    return Probe(contents, sha.hexdigest(), name, bfloat16)
