@@ -15,7 +15,7 @@ from ndt_query.asked import Asked, asked_of
 from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
 from ndt_query.inputs import canonical, example_ids, require_count
 from ndt_query.layers import described, per_unit
-from ndt_query.pruned import top_among
+from ndt_query.pruned import Blocks, kept_ranks, top_of_blocks, without_zones
 from ndt_query.reduce import ADVICE
 from ndt_query.reductions import RANK, TopReduction
 from ndt_query.threads import TASK_PREFIX
@@ -23,6 +23,7 @@ from ndt_query.viewed import FromTop
 from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.layout import block_nbytes, n_blocks
 from ndt_store.views.blocks import Array
+from ndt_store.views.topk import TopK
 
 __all__ = ["places", "top_examples"]
 
@@ -62,7 +63,8 @@ def top_examples(
     -----
     The ``topk`` view answers up to 64 ranks over all examples, and over some of them where enough of those are among
     its ranks. For more ranks or other selections of examples, blocks are read from the most promising on, and none
-    whose zone map shows that it cannot hold one of the first k. Without views: one pass; states of k entries a unit,
+    whose zone map shows that it cannot hold one of the first k; where zone maps are missing and all blocks are read,
+    they are made on the way. Without views: one pass; states of k entries a unit,
     merged exactly, so that any chunking gives the same answer.
 
     Examples
@@ -79,7 +81,7 @@ def top_examples(
     reduction, viewed = TopReduction(ids, k, dtype), FromTop(ids, k)
     asked, _ = asked_of(given) if views else (None, "")
     if asked is not None and viewed.refusal(asked) and np.array_equal(ids, asked.frame.examples[asked.rows]):
-        answered = _ranked(asked, acts, reduction, memory)
+        answered = _ranked(asked, acts, reduction, viewed, memory)
     else:
         answered = answer(given, acts, reduction, viewed, what="top_examples", memory=memory, views=views)
     found = {str(name): values for name, values in answered.arrays.data_vars.items()}
@@ -100,12 +102,21 @@ def places(acts: xr.DataArray, position: xr.DataArray) -> dict[str, xr.DataArray
     return found
 
 
-def _ranked(asked: Asked, acts: xr.DataArray, reduction: TopReduction, memory: int | str | None) -> Answer:
+def _ranked(
+    asked: Asked, acts: xr.DataArray, reduction: TopReduction, viewed: FromTop, memory: int | str | None
+) -> Answer:
     """Rank by what is kept and by the blocks that can matter, lazily, one task for each checkpoint."""
     k, steps = reduction.k, asked.steps
-    nbytes, workers = block_nbytes(asked.spec), n_threads()
+    known = {step: kept_ranks(asked, step, k) for step in dict.fromkeys(steps)}
+    sources = {step: ranks or Blocks(asked, step) for step, ranks in known.items()}
+    searched = [source for source in sources.values() if isinstance(source, Blocks)]
+    n, nbytes, workers = n_blocks(asked.spec), block_nbytes(asked.spec), n_threads()
     state_nbytes = reduction.state_nbytes(1, len(asked.rows), len(asked.units))
-    terms = Projection(nbytes, nbytes, 1.5, workers, state_nbytes, 2 * workers, len(steps) * state_nbytes)
+    # Beside the answer, the bounds of every block are held from the question to the answer.
+    held_nbytes = len(steps) * state_nbytes + 8 * len(searched) * n * len(asked.units)
+    if any(blocks.makes_views for blocks in searched):
+        state_nbytes += viewed.state_nbytes(asked)
+    terms = Projection(nbytes, nbytes, 1.5, workers, state_nbytes, 2 * workers, held_nbytes)
     check("top_examples", terms, allowed_nbytes(memory), ADVICE)
     threads = max(1, workers // len(steps))
     token = tokenize(asked.catalogue.storage.path, asked.catalogue.stamp, asked.spec.path, asked.rows, asked.units, k)
@@ -113,21 +124,19 @@ def _ranked(asked: Asked, acts: xr.DataArray, reduction: TopReduction, memory: i
     arrays = {}
     for name, output in reduction.outputs().items():
         key, shared = f"{TASK_PREFIX}ranked-{name}-{token}", f"{TASK_PREFIX}ranked-{token}"
-        graph: dict[Any, Any] = {(shared, step): (_rank, asked, step, k, threads) for step in steps}
+        graph: dict[Any, Any] = {(shared, step): (_rank, source, k, threads) for step, source in sources.items()}
         graph |= {(key, c, 0, 0): (_field, (shared, step), name, output.dtype) for c, step in enumerate(steps)}
         data = da.Array(graph, key, chunks=chunks, dtype=np.dtype(output.dtype))
         coords = {dim: acts.coords[dim] for dim in (CHECKPOINT, UNIT) if dim in acts.coords}
         arrays[name] = xr.DataArray(data, dims=(CHECKPOINT, *output.dims), coords=coords)
-    n = n_blocks(asked.spec)
-    source = (
-        f"{asked.spec.path}: ranks of view topk where they suffice, else those of {n} blocks a checkpoint that the "
-        "zone map of view moments does not rule out"
-    )
-    return Answer(xr.Dataset(arrays), source)
+    line = f"{asked.spec.path}: view topk suffices at {len(sources) - len(searched)} of {len(sources)} checkpoints"
+    if searched:
+        line += f", at the others those of {n} blocks each that zone maps do not rule out"
+    return Answer(xr.Dataset(arrays), line + without_zones({blocks.step: blocks.note for blocks in searched}))
 
 
-def _rank(asked: Asked, step: int, k: int, threads: int) -> Mapping[str, Array]:
-    state = top_among(asked, step, k, threads)
+def _rank(source: TopK | Blocks, k: int, threads: int) -> Mapping[str, Array]:
+    state = source if isinstance(source, TopK) else top_of_blocks(source, k, threads)
     return {"value": state.value, "example": state.example, "position": state.position}
 
 

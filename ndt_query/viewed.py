@@ -17,7 +17,7 @@ from ndt_store.views.build import make_views, summary_nbytes
 from ndt_store.views.frame import Frame
 from ndt_store.views.kinds import K, MomentsView, TopView
 
-__all__ = ["FromClassSums", "FromMoments", "FromTop", "Viewed"]
+__all__ = ["FromClassSums", "FromMoments", "FromTop", "UnitPass", "Viewed"]
 
 V = TypeVar("V", contravariant=True)
 

@@ -2,8 +2,11 @@
 
 import shutil
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 
 import ndt_query as nq
 from ndt_store import InvalidInputError, MemoryBudgetError, index_store, open_store
@@ -81,9 +84,10 @@ def test_places_beyond_the_view_equal_those_of_a_pass(store):
 def test_blocks_that_cannot_hold_a_rank_are_not_read(store):
     acts = store["fc"].activations.isel(unit=[2], checkpoint=0)
     n_blocks = len(store.catalogue.record(0).arrays["layers/fc/activations"].blocks)
-    found = nq.top_examples(acts, k=80).compute()
+    with dask.config.set(scheduler="synchronous"):  # with threads it is chance how far one runs ahead of the others
+        found = nq.top_examples(acts, k=80).compute()
     assert set(found["example"].values[0]) <= set(store.examples[200:300])
-    assert len(reads(store)) <= 0.3 * n_blocks + 2  # a quarter holds the run, and two threads look ahead
+    assert len(reads(store)) <= 0.3 * n_blocks  # a quarter holds the run
     assert n_blocks >= 10
 
 
@@ -163,6 +167,30 @@ def test_budgets_are_kept(store):
         nq.examples_above(store["fc"].activations, 1, memory=1000)
     with pytest.raises(MemoryBudgetError):
         nq.top_examples(store["fc"].activations, k=100, memory=1000)
+    for acts, options in ((store["fc"].activations, {"views": False}), (store["fc"].activations * 2, {})):
+        with pytest.raises(MemoryBudgetError, match="examples_above is projected to take"):
+            nq.examples_above(acts, 1, memory=1000, **options)
+        assert nq.examples_above(acts, 25, memory="10 MB", **options).sizes["hit"] > 0
+    assert nq.examples_above(store["fc"].activations, 11, memory="200 kB", limit=1000).sizes["hit"] > 0
+    with pytest.raises(MemoryBudgetError, match="lower limit="):
+        nq.examples_above(store["fc"].activations, 11, memory="200 kB", limit=2000)
+
+
+def test_a_chunk_of_several_checkpoints_is_computed_once():
+    computed = []
+
+    def noted(block, block_info=None):
+        computed.append(block_info[0]["chunk-location"])
+        return block + 0
+
+    values = np.random.default_rng(0).standard_normal((4, 30, 3))
+    data = da.from_array(values, chunks=(2, 10, 3)).map_blocks(noted, dtype=float, meta=np.empty((0, 0, 0)))
+    computed.clear()
+    acts = xr.DataArray(data, dims=("checkpoint", "example", "unit"), coords={"example": np.arange(30)})
+    found = nq.examples_above(acts.assign_coords(checkpoint=range(4), unit=range(3)), 0.5)
+    assert len(computed) == len(set(computed)) == 6
+    listed = zip(found["checkpoint"].values, found["example"].values, found["unit"].values, strict=True)
+    assert sorted(listed) == sorted(map(tuple, np.argwhere(values > 0.5)))
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +238,58 @@ def test_ranks_of_float16_have_one_type_wherever_they_come_from(half, tmp_path, 
             assert answer["value"].dtype == expected["value"].dtype == np.float64
         np.testing.assert_array_equal(found["value"].values, expected["value"].values)
         np.testing.assert_array_equal(found["example"].values, expected["example"].values)
+
+
+@pytest.fixture
+def bare(planted, tmp_path):
+    """The planted store without views."""
+    path = tmp_path / "bare.zarr"
+    shutil.copytree(planted.path, path)
+    shutil.rmtree(path / "views")
+    return open_store(CountingStorage(path))
+
+
+def views_of(store):
+    root = store.catalogue.storage.root / "views"
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+ASKING = {
+    "hits": lambda acts: nq.examples_above(acts, 15, explain=True),
+    "ranks": lambda acts: nq.top_examples(acts, k=80, explain=True),
+}
+
+
+@pytest.mark.parametrize("question", ASKING)
+def test_missing_views_are_made_on_the_way_where_all_blocks_are_read(bare, planted, question):
+    ask, acts = ASKING[question], bare["conv"].activations.isel(unit=[1])
+    first = ask(acts)
+    assert "no zone map at 0, 5 (not made yet: all blocks are read, and views made of them" in first.attrs["explain"]
+    first = first.compute()
+    assert (
+        len(reads(bare))
+        == len(set(reads(bare)))
+        == 2 * len(bare.catalogue.record(0).arrays["layers/conv/activations"].blocks)
+    )
+    made = views_of(bare)
+    assert set(made) == {f"{view}/conv/activations/{step}" for view in ("moments", "topk") for step in (0, 5)}
+    assert made.items() <= views_of(planted).items()
+    bare.catalogue.storage.reads.clear()
+    again = ask(bare["conv"].activations.isel(unit=[1]))
+    assert "no zone map" not in again.attrs["explain"]
+    assert "zone maps do not rule out" in again.attrs["explain"]
+    again = again.compute()
+    for name in first.data_vars:
+        np.testing.assert_array_equal(again[name].values, first[name].values)
+    if question == "hits":
+        assert (len(reads(bare)), again.attrs["blocks_read"]) == (2, 2)
+
+
+@pytest.mark.parametrize("question", ASKING)
+def test_no_views_are_made_where_not_all_blocks_are_read_and_explain_says_what_makes_them(bare, question):
+    acts = bare["conv"].activations.isel(example=slice(200, 300))
+    found = ASKING[question](acts)
+    words = "no zone map at 0, 5 (not made yet: all blocks with selected examples are read; `ndt index` makes one)"
+    assert words in found.attrs["explain"]
+    found.compute()
+    assert not (bare.catalogue.storage.root / "views").exists()
