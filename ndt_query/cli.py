@@ -87,7 +87,13 @@ def top(store: str, selection: Selection, units: tuple[int, ...], k: int, explai
 @selection_options()
 @click.option("--unit", "units", type=int, multiple=True, help="Only this unit; may be given several times.")
 @click.option("--above", "threshold", type=float, required=True, help="List examples with a larger value than this.")
-@click.option("--limit", default=10_000, show_default=True, type=click.IntRange(min=1), help="The most to list.")
+@click.option(
+    "--limit",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="The most to list, of all layers together; more are refused.",
+)
 @explain_option
 @format_option
 def find(
@@ -99,11 +105,12 @@ def find(
     explain: bool,
     output_format: str,
 ) -> None:
-    """Find every example in which a unit exceeds a threshold, largest first.
+    """Find every example in which a unit exceeds a threshold.
 
+    Rows are ordered by layer, checkpoint and unit, and within one unit at one checkpoint largest first.
     Without --checkpoint the last one is asked.
     """
-    from ndt_query.filters import examples_above
+    from ndt_query.filters import HitLimit, hits_above
 
     opened = open_store(store)
     labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
@@ -111,11 +118,12 @@ def find(
     rows: list[dict[str, Any]] = []
     layers = _with_activations(opened, selection)
     columns = ["layer", "checkpoint", "unit", "example", "value"]
+    allowed = HitLimit(limit, "--limit")
     with progress_bar("searching") as advance:
         for done, layer in enumerate(layers, 1):
             data = selection.apply(opened[layer])
             data = data.isel(unit=_positions(units, data)) if units else data
-            found = examples_above(data["activations"], threshold, limit=limit, explain=explain)
+            found = hits_above(data["activations"], threshold, allowed, explain=explain)
             _explain(found)
             rows += [
                 {"layer": layer, **row, "label": labels[row["example"]]}

@@ -112,7 +112,7 @@ class HitLimit:
 
     def __init__(self, most: int, option: str = "limit=") -> None:
         self.most = most
-        self._option = option
+        self.option = option
         self._n = 0
         self._guard = threading.Lock()
 
@@ -123,7 +123,7 @@ class HitLimit:
             if self._n > self.most:
                 raise InvalidInputError(
                     f"More than {self.most} hits lie beyond the threshold {threshold:g}: raise the threshold, "
-                    f"select fewer units or checkpoints, or raise {self._option}."
+                    f"select fewer units or checkpoints, or raise {self.option}."
                 )
 
 
@@ -143,7 +143,7 @@ def hits_above(
         raise InvalidInputError(f"threshold={threshold!r} is not possible: expected a finite number.")
     collected = _Collector(float(threshold), limit)
     hits_nbytes = _HIT_NBYTES * min(limit.most, math.prod(acts.sizes[dim] for dim in (CHECKPOINT, EXAMPLE, UNIT)))
-    budget = _Budget(allowed_nbytes(memory), hits_nbytes)
+    budget = _Budget(allowed_nbytes(memory), hits_nbytes, limit.option)
     asked, why = asked_of(given) if views else (None, "views=False")
     total = read = 0
     if asked is not None:
@@ -204,17 +204,18 @@ class _Collector:
 
 @dataclass(frozen=True, slots=True)
 class _Budget:
-    """What the question may take, and what its hits may take of that."""
+    """What the question may take, what its hits may take of that, and what the user lowers to have fewer of them."""
 
     allowed_nbytes: int
     hits_nbytes: int
+    limit_option: str
 
     def check(self, source_nbytes: int, working_factor: float, n_threads: int, state_nbytes: int) -> None:
         """Raise `MemoryBudgetError` where the question does not fit."""
         terms = Projection(
             source_nbytes, source_nbytes, working_factor, n_threads, state_nbytes, 1, self.hits_nbytes
         )  # fmt: skip
-        check("examples_above", terms, self.allowed_nbytes, f"lower limit=, {ADVICE}")
+        check("examples_above", terms, self.allowed_nbytes, f"lower {self.limit_option}, {ADVICE}")
 
 
 def _float_factor(dtype: np.dtype[Any]) -> float:

@@ -114,3 +114,28 @@ def test_find_of_nothing_prints_a_header_and_too_much_is_refused(store, capsys):
     code, _, err = run(capsys, "find", store.path, "--above", "-1", "--limit", "5")
     assert code == 2
     assert "More than 5 hits" in err
+    assert "or raise --limit." in err
+
+
+def test_the_limit_of_find_is_for_all_layers_together(store, capsys):
+    numbers = [len(find_rows(store, capsys, "--layer", layer)) for layer in ("conv", "fc")]
+    assert min(numbers) > 0
+    assert len(find_rows(store, capsys, "--limit", sum(numbers))) == sum(numbers)
+    code, out, err = run(capsys, "find", store.path, "--above", "0.5", "--limit", sum(numbers) - 1)
+    assert (code, out) == (2, "")
+    assert f"More than {sum(numbers) - 1} hits" in err
+
+
+def test_find_is_ordered_as_its_help_says(store, capsys):
+    rows = find_rows(store, capsys, "--checkpoint", "0:100")
+    order = [(store.layers.index(row["layer"]), row["checkpoint"], row["unit"], -row["value"]) for row in rows]
+    assert order == sorted(order)
+    values = [row["value"] for row in rows]
+    assert values != sorted(values, reverse=True)
+    assert "within one unit at one checkpoint largest first" in " ".join(run(capsys, "find", "--help")[1].split())
+
+
+def find_rows(store, capsys, *options):
+    code, out, _ = run(capsys, "find", store.path, "--above", "0.5", "--format", "json", *options)
+    assert code == 0
+    return json.loads(out)
