@@ -55,6 +55,9 @@ WRITE_ADVICE: Final = (
 
 Buffer = bytes | bytearray | memoryview
 
+_MOST_BUFFERS: Final = 1024
+"""What one call of the kernel takes; POSIX calls it IOV_MAX."""
+
 _DIRECT: Final[int] = getattr(os, "O_DIRECT", 0)
 _STAGING: Final = threading.local()
 
@@ -102,7 +105,7 @@ def write_all(descriptor: int, buffers: Sequence[memoryview]) -> None:
         _write_direct(descriptor, pending)
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~_DIRECT)
     while pending:
-        _drop(pending, os.writev(descriptor, pending))
+        _drop(pending, os.writev(descriptor, pending[:_MOST_BUFFERS]))
 
 
 def write_file(path: Path, buffers: Sequence[memoryview], *, durable: bool) -> None:
@@ -166,7 +169,7 @@ def read_all(descriptor: int, buffers: Sequence[memoryview]) -> int:
     """Fill the buffers from where the descriptor stands, and return the number of bytes that there were."""
     pending, total = list(buffers), 0
     while pending:
-        count = os.readv(descriptor, pending)
+        count = os.readv(descriptor, pending[:_MOST_BUFFERS])
         if count == 0:
             break
         total += count

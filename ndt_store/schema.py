@@ -122,11 +122,6 @@ class ArraySpec:
                 f"Array {self.path} has sizes {self.sizes} and {self.rows} rows a block: expected whole numbers of "
                 "at least 1; capture at least one example and one unit."
             )
-        if max(self.sizes, default=0) > MAX_SIZE:
-            raise SchemaError(
-                f"Array {self.path} has sizes {self.sizes}: expected at most {MAX_SIZE} entries of one dimension; "
-                "split the probe set."
-            )
         if self.dtype not in DTYPES:
             raise SchemaError(f"Array {self.path} has dtype {self.dtype!r}: expected one of {', '.join(DTYPES)}.")
         if not isinstance(self.attrs, Mapping):
@@ -134,16 +129,16 @@ class ArraySpec:
         self._check_blocks()
 
     def _check_blocks(self) -> None:
-        """Bound what reading one block may allocate, and how many blocks a record may list."""
+        """Bound what reading one block, or labels of one dimension, may allocate, and what a record may list."""
         if not self.sizes:
             return
         if self.rows > self.sizes[0]:
             raise SchemaError(f"Array {self.path} has {self.rows} rows a block of {self.sizes[0]}: expected no more.")
         nbytes = math.prod((self.rows, *self.sizes[1:])) * _ITEMSIZES.get(self.dtype, 4)
-        if nbytes > MAX_BLOCK_NBYTES or self.sizes[0] // self.rows > MAX_BLOCKS:
+        if nbytes > MAX_BLOCK_NBYTES or self.sizes[0] // self.rows > MAX_BLOCKS or max(self.sizes) > MAX_SIZE:
             raise SchemaError(
                 f"Array {self.path} of sizes {self.sizes} with {self.rows} rows a block has blocks of {nbytes} bytes: "
-                f"expected at most {MAX_BLOCK_NBYTES} bytes a block and {MAX_BLOCKS} blocks."
+                f"at most {MAX_BLOCK_NBYTES} bytes, {MAX_BLOCKS} blocks and {MAX_SIZE} entries of one dimension can be."
             )
 
     @property

@@ -176,3 +176,13 @@ def test_write_file__raises_and_leaves_nothing_behind(tmp_path, monkeypatch):
         write_file(tmp_path / "f", [_bytes(9)], durable=True)
     write_file(tmp_path / "g", [_bytes(9)], durable=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g", "kept"]
+
+
+def test_more_buffers_than_the_kernel_takes_at_once_are_written_and_read(tmp_path):
+    parts = [memoryview(bytes([n % 251, n % 7])) for n in range(3000)]
+    write_file(tmp_path / "f", parts, durable=False)
+    assert (tmp_path / "f").read_bytes() == b"".join(parts)
+    found = [memoryview(bytearray(2)) for _ in parts]
+    with (tmp_path / "f").open("rb") as file:
+        assert read_all(file.fileno(), found) == 6000
+    assert found == parts

@@ -83,3 +83,9 @@ def test_numpy_steps_become_plain_integers():
     schema = Schema(tuple(np.unique(np.geomspace(1, 100, 4).astype(int))), (_cube(),))
     assert schema.checkpoints == (1, 4, 21, 100)
     assert {type(step) for step in schema.checkpoints} == {int}
+
+
+def test_a_dimension_longer_than_any_probe_set_is_refused():
+    ArraySpec("a", ("checkpoint", "example"), (1 << 26,), "uint8", rows=1 << 20)
+    with pytest.raises(SchemaError, match="67108864 entries of one dimension"):
+        ArraySpec("a", ("checkpoint", "example"), ((1 << 26) + 1,), "uint8", rows=1 << 20)
