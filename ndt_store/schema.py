@@ -138,7 +138,7 @@ class ArraySpec:
         if nbytes > MAX_BLOCK_NBYTES or self.sizes[0] // self.rows > MAX_BLOCKS or max(self.sizes) > MAX_SIZE:
             raise SchemaError(
                 f"Array {self.path} of sizes {self.sizes} with {self.rows} rows a block has blocks of {nbytes} bytes: "
-                f"at most {MAX_BLOCK_NBYTES} bytes, {MAX_BLOCKS} blocks and {MAX_SIZE} entries of one dimension can be."
+                f"expected at most {MAX_BLOCK_NBYTES} bytes, {MAX_BLOCKS} blocks, {MAX_SIZE} entries of one dimension."
             )
 
     @property
