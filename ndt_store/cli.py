@@ -95,6 +95,11 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except OSError as error:
+        if "--debug" in given:
+            traceback.print_exc()
+        tell(f"ndt: The system refused ({error}): make room where the output goes, or mend permissions, and try again.")
+        sys.exit(EXIT_EXPECTED)
     except (click.Abort, KeyboardInterrupt):
         tell("ndt: interrupted; what is committed is safe, and the same command resumes.")
         sys.exit(EXIT_EXPECTED)

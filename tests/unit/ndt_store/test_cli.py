@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,3 +236,14 @@ def test_warnings_of_other_packages_are_as_the_user_set_them(store, filters, sho
     assert done.returncode == 0
     assert ("theirs.py:7: UserWarning: theirs" in done.stderr) == shown
     assert "ndt:" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_to_a_full_disk_is_one_sentence(store):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ndt_store", "ls", store.path], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith("ndt: The system refused")
+    assert "Traceback" not in done.stderr
