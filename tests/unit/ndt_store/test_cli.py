@@ -240,7 +240,7 @@ def test_warnings_of_other_packages_are_as_the_user_set_them(store, filters, sho
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_output_to_a_full_disk_is_one_sentence(store):
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "ndt_store", "ls", store.path], stdout=full, stderr=subprocess.PIPE, text=True
         )
