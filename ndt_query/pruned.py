@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ndt_query.asked import Asked
-from ndt_store.errors import StorageError
 from ndt_store.layout import n_blocks
 from ndt_store.views import topk
 from ndt_store.views.blocks import as_block
-from ndt_store.views.build import BlockSummary, each_block
+from ndt_store.views.build import each_block, make_views
 from ndt_store.views.fused import summarise
 from ndt_store.views.kinds import MomentsView, TopView
 from ndt_store.views.shelf import load
@@ -111,15 +109,7 @@ class Blocks:
         if not self.makes_views:
             each_block(asked.catalogue, asked.spec, self.step, indices, visit, n_threads=n_threads, skip=skip)
             return
-        summary = BlockSummary(asked.frame)
-
-        def both(index: int, data: NDArray[Any]) -> None:
-            summary.add(index, data)
-            visit(index, data)
-
-        each_block(asked.catalogue, asked.spec, self.step, self.indices, both, n_threads=n_threads)
-        with suppress(StorageError):
-            summary.views().keep(asked.catalogue, asked.frame, self.step)
+        make_views(asked.catalogue, asked.spec, self.step, n_threads=n_threads, visit=visit)
 
 
 def kept_ranks(asked: Asked, step: int, k: int) -> topk.TopK | None:

@@ -122,7 +122,15 @@ def summary_nbytes(spec: ArraySpec, n_units: int, n_classes: int, n_waiting: int
     return n_units * (_ZONE_NBYTES * n_blocks(spec) + 2 * _RANK_NBYTES * K + (2 + n_waiting) * state)
 
 
-def make_views(catalogue: Catalogue, spec: ArraySpec, step: int, *, n_threads: int = 1, save: bool = True) -> UnitViews:
+def make_views(
+    catalogue: Catalogue,
+    spec: ArraySpec,
+    step: int,
+    *,
+    n_threads: int = 1,
+    save: bool = True,
+    visit: Callable[[int, NDArray[Any]], None] | None = None,
+) -> UnitViews:
     """Make the views of one array at one committed checkpoint from its blocks, and keep them where that is possible.
 
     Parameters
@@ -136,6 +144,8 @@ def make_views(catalogue: Catalogue, spec: ArraySpec, step: int, *, n_threads: i
         Blocks read and summarised at once; each holds one block in memory.
     save : bool
         Whether to write them beside the store.
+    visit : callable, optional
+        Called with each block too, as `each_block` does, by whoever has another question about all of them.
 
     Raises
     ------
@@ -148,7 +158,13 @@ def make_views(catalogue: Catalogue, spec: ArraySpec, step: int, *, n_threads: i
     """
     frame = frame_of(catalogue, spec)
     summary = BlockSummary(frame)
-    each_block(catalogue, spec, step, range(n_blocks(spec)), summary.add, n_threads=n_threads)
+
+    def one(index: int, data: NDArray[Any]) -> None:
+        summary.add(index, data)
+        if visit is not None:
+            visit(index, data)
+
+    each_block(catalogue, spec, step, range(n_blocks(spec)), one, n_threads=n_threads)
     made = summary.views()
     if save:
         with suppress(StorageError):
