@@ -168,7 +168,7 @@ class TopView:
     @classmethod
     def largest_nbytes(cls, frame: Frame) -> int:
         """Return the most bytes that its arrays may take."""
-        return frame.n_units * 16 * max(K, 256)
+        return frame.n_units * 16 * K
 
     def meta(self) -> dict[str, int]:
         """Return the numbers that every unit shares."""
@@ -182,7 +182,9 @@ class TopView:
     @classmethod
     def from_arrays(cls, frame: Frame, meta: Mapping[str, int], arrays: Arrays) -> Self:
         """Rebuild the view; ValueError where the arrays are not those of `frame`."""
-        shape = (frame.n_units, min(meta.get("k", 0), frame.n_examples))
+        if meta.get("k") != K:
+            raise ValueError(f"it holds {meta.get('k')} ranks where {K} are expected")
+        shape = (frame.n_units, min(K, frame.n_examples))
         row_type, place_type = (np.dtype(_smallest(n)).str for n in (frame.n_examples, frame.n_positions))
         held = {"place": np.zeros(shape, place_type), **arrays}
         expected = {"value": (frame.dtype.str, shape), "row": (row_type, shape), "place": (place_type, shape)}

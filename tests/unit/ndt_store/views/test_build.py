@@ -313,3 +313,16 @@ def test_a_summary_holds_few_parts_however_many_blocks_there_are(tmp_path):
         held.append(len(pickle.dumps(summary._waiting)) + len(pickle.dumps(summary._merged)))
     assert max(held) < 2 * held[0]
     assert sum(array.nbytes for array in summary.views().moments.arrays().values()) < summary_nbytes(spec, 50, 8, 1)
+
+
+def test_a_ranking_of_fewer_ranks_than_its_version_has_is_damaged(simulated):
+    store = simulated.store
+    spec = store.schema.find(CONV)
+    frame = frame_of(store.catalogue, spec)
+    make_views(store.catalogue, spec, 0)
+    path = store.catalogue.storage.root / view_key("topk", spec, 0)
+    found = decode(path.read_bytes())
+    few = {name: values[:, :5] for name, values in found.arrays.items()}
+    path.write_bytes(encode(replace(found, meta={"k": 5}, arrays=few)))
+    with pytest.warns(ViewWarning, match="it holds 5 ranks where 64 are expected"):
+        assert load(store.catalogue, frame, 0, TopView) == (None, "damaged")
