@@ -23,6 +23,7 @@ from ndt_query.reduce import ADVICE, Output, Reduction, reduce_examples
 from ndt_query.threads import TASK_PREFIX, install
 from ndt_query.viewed import Finalise, Viewed
 from ndt_store.dims import CHECKPOINT, UNIT
+from ndt_store.errors import MemoryBudgetError
 from ndt_store.layout import block_nbytes, n_blocks
 from ndt_store.views.blocks import Array
 from ndt_store.views.shelf import load
@@ -78,13 +79,17 @@ def answer(
     Raises
     ------
     MemoryBudgetError
-        Neither a pass nor making the missing views fits the budget.
+        Neither making the missing views nor a pass fits the budget.
     """
     asked, why = asked_of(given) if views else (None, "views=False")
     if asked is not None:
         why = viewed.refusal(asked)
         if not why:
-            return _from_views(asked, viewed, reduction.outputs(), acts.coords, what, memory, advice)
+            try:
+                return _from_views(asked, viewed, reduction.outputs(), acts.coords, what, memory, advice)
+            except MemoryBudgetError:
+                # Views are made of all units, and what is asked for may be smaller.
+                why = "making the view would not fit the budget"
     where = "/".join(str(given.attrs[key]) for key in ("layer", "kind") if key in given.attrs) or "the array"
     found = reduce_examples(acts, reduction, what=what, memory=memory, advice=advice)
     return Answer(xr.Dataset(found), f"{where}: a pass over its values ({why})")

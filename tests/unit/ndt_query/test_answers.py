@@ -240,3 +240,14 @@ def test_asked_of_tells_what_part_it_is(made):
     assert (asked.steps, asked.units.tolist(), asked.all_examples) == ((100,), [2, 1], True)
     assert asked_of(acts * 1)[0] is None
     assert asked_of(acts.compute())[0] is None
+
+
+def test_a_view_that_does_not_fit_the_budget_gives_way_to_a_pass_that_does(tmp_path):
+    store = simulate_store(
+        tmp_path / "s.zarr", checkpoints=(0,), n_examples=64, layers={"fc": (400,)}, kinds=("activations",)
+    ).store
+    acts = store["fc"].activations.isel(unit=[3])
+    found = nq.unit_moments(acts, memory=200_000, explain=True)
+    assert "making the view would not fit the budget" in found.attrs["explain"]
+    same(found.compute(), nq.unit_moments(acts.load()))
+    assert not (store.catalogue.storage.root / "views").exists()
