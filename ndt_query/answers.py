@@ -38,6 +38,10 @@ class Answer:
     arrays: xr.Dataset
     source: str
 
+    def variables(self) -> dict[str, xr.DataArray]:
+        """Return the arrays as a mapping, for questions that add to them."""
+        return {str(name): values for name, values in self.arrays.data_vars.items()}
+
 
 def answer(
     given: xr.DataArray,

@@ -136,7 +136,7 @@ def dimensionality(
     advice = f"use positions='mean', {ADVICE}" if positions == "flatten" and n_places > 1 else ADVICE
     viewed = FromGram(groups, how, views, allowed_nbytes(memory))
     answered = answer(given, acts, reduction, viewed, what=what, memory=memory, views=True, advice=advice)
-    found = {str(name): values for name, values in answered.arrays.data_vars.items()}
+    found = answered.variables()
     found["n_features"] = xr.DataArray(n_features)
     parameters = {
         "centre": centre, "positions": positions, "interval": interval, "n_groups": n_groups,

@@ -84,7 +84,7 @@ def top_examples(
         answered = _ranked(asked, acts, reduction, viewed, memory)
     else:
         answered = answer(given, acts, reduction, viewed, what="top_examples", memory=memory, views=views)
-    found = {str(name): values for name, values in answered.arrays.data_vars.items()}
+    found = answered.variables()
     found |= places(acts, found.pop("position"))
     what, source = "examples that drive each unit most", answered.source if explain else ""
     ranks = {RANK: np.arange(k)}

@@ -138,7 +138,7 @@ def class_means(
     reduction = ClassReduction(found_classes.codes, n_classes)
     viewed = FromClassSums(found_classes.codes, found_classes.names)
     answered = answer(given, acts, reduction, viewed, what="class_means", memory=memory, views=views)
-    found = {str(name): values for name, values in answered.arrays.data_vars.items()}
+    found = answered.variables()
     counts = np.bincount(found_classes.codes, minlength=n_classes)
     found["n_examples"] = xr.DataArray(counts, dims=(CLASS,))
     source = answered.source if explain else ""
