@@ -99,6 +99,8 @@ def look(catalogue: Catalogue, frame: Frame, step: int, kind: type[V]) -> tuple[
     try:
         size = catalogue.storage.size(key)
         if size is None:
+            if catalogue.storage.exists(key):
+                raise ValueError("it is no file: remove what stands there")
             return None, "not made yet", ""
         if size > kind.largest_nbytes(frame) + _HEADER_NBYTES:
             raise ValueError(f"it has {size} bytes")

@@ -300,6 +300,14 @@ def test_a_loop_of_links_in_the_place_of_a_view_is_damage(simulated):
         assert load(store.catalogue, frame_of(store.catalogue, spec), 0, TopView)[1] == "damaged"
 
 
+def test_a_folder_in_the_place_of_a_view_is_damage(simulated):
+    store = simulated.store
+    spec = store.schema.find(CONV)
+    (store.catalogue.storage.root / view_key("topk", spec, 0)).mkdir(parents=True)
+    with pytest.warns(ViewWarning, match="is damaged .it is no file: remove what stands there"):
+        assert load(store.catalogue, frame_of(store.catalogue, spec), 0, TopView)[1] == "damaged"
+
+
 def test_a_summary_holds_few_parts_however_many_blocks_there_are(tmp_path):
     store = simulate_store(
         tmp_path / "s.zarr", n_examples=400, n_classes=8, layers={"fc": (50,)}, block_nbytes=400
