@@ -166,6 +166,8 @@ def _explain(answer: xr.Dataset) -> None:
 
 
 def _with_activations(store: Store, selection: Selection) -> list[str]:
+    if not len(store.checkpoints):
+        raise NotFoundError(f"{store.path} has no committed checkpoint yet: run its capture again to go on with it.")
     chosen = selection.layers(store)
     found = [layer for layer in chosen if ACTIVATIONS in store.schema.kinds(layer)]
     if not found:

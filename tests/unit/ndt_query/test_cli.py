@@ -139,3 +139,12 @@ def find_rows(store, capsys, *options):
     code, out, _ = run(capsys, "find", store.path, "--above", "0.5", "--format", "json", *options)
     assert code == 0
     return json.loads(out)
+
+
+@pytest.mark.parametrize("command", [["summary"], ["top"], ["find", "--above", "1"]])
+def test_a_store_without_a_committed_checkpoint_says_so(tmp_path, capsys, command):
+    path = simulate_store(tmp_path / "none.zarr", n_committed=0).store.path
+    name, *options = command
+    code, _, err = run(capsys, name, path, *options)
+    assert code == 2
+    assert "has no committed checkpoint yet" in err
