@@ -33,14 +33,13 @@ __all__ = ["Answer", "answer"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Arrays over (checkpoint, ...) by name, and one line that says where they come from."""
+    """Variables over (checkpoint, ...) by name, and one line that says where they come from.
 
-    arrays: xr.Dataset
+    They have no labels: aligning labels that are the same takes longer than reading a view, and `described` adds them.
+    """
+
+    variables: dict[str, xr.Variable]
     source: str
-
-    def variables(self) -> dict[str, xr.DataArray]:
-        """Return the arrays as a mapping, for questions that add to them."""
-        return {str(name): values for name, values in self.arrays.data_vars.items()}
 
 
 def answer(
@@ -90,20 +89,19 @@ def answer(
         why = viewed.refusal(asked)
         if not why:
             try:
-                return _from_views(asked, viewed, reduction.outputs(), acts.coords, what, memory, advice)
+                return _from_views(asked, viewed, reduction.outputs(), what, memory, advice)
             except MemoryBudgetError:
                 # Views are made of all units, and what is asked for may be smaller.
                 why = "making the view would not fit the budget"
     where = "/".join(str(given.attrs[key]) for key in ("layer", "kind") if key in given.attrs) or "the array"
     found = reduce_examples(acts, reduction, what=what, memory=memory, advice=advice)
-    return Answer(xr.Dataset(found), f"{where}: a pass over its values ({why})")
+    return Answer(found, f"{where}: a pass over its values ({why})")
 
 
 def _from_views(
     asked: Asked,
     viewed: Viewed,
     outputs: Mapping[str, Output],
-    coords: Mapping[Any, xr.DataArray],
     what: str,
     memory: int | str | None,
     advice: str,
@@ -126,16 +124,14 @@ def _from_views(
     finalise = viewed.bound(asked)
     parts = [finalise(found[step]) if step in found else None for step in asked.steps]
     made = _tasks(asked, viewed, finalise, dict.fromkeys(deferred, _read) | dict.fromkeys(missing, _make))
-    arrays = {}
+    variables = {}
     for name, output in outputs.items():
         sizes = tuple(
             len(asked.units) if dim == UNIT else size for dim, size in zip(output.dims, output.sizes, strict=True)
         )
         data = _joined(name, parts, asked.steps, made, sizes, output.dtype)
-        arrays[name] = xr.Variable((CHECKPOINT, *output.dims), data)
-    used = {dim for variable in arrays.values() for dim in variable.dims}
-    labels = {dim: coords[dim].variable for dim in (CHECKPOINT, UNIT) if dim in used and dim in coords}
-    return Answer(xr.Dataset(arrays, labels), _source(asked, viewed, missing))
+        variables[name] = xr.Variable((CHECKPOINT, *output.dims), data)
+    return Answer(variables, _source(asked, viewed, missing))
 
 
 def _check_memory(asked: Asked, viewed: Viewed, n_steps: int, what: str, memory: int | str | None, advice: str) -> None:

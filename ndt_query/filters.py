@@ -153,8 +153,7 @@ def hits_above(
         _from_values(acts, collected, budget)
         source = f"a pass over the values ({why})"
     hits = collected.ordered(example_ids(acts))
-    result = _labelled(acts, hits)
-    variables = {str(name): values for name, values in result.data_vars.items()}
+    variables = _labelled(acts, hits)
     what, parameters = (
         "examples in which a unit exceeds a threshold",
         {"threshold": float(threshold), "limit": limit.most},
@@ -278,12 +277,10 @@ def _runs(acts: xr.DataArray, dim: str, nbytes: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False) if start < stop]
 
 
-def _labelled(acts: xr.DataArray, hits: _Hits) -> xr.Dataset:
-    result = xr.Dataset()
+def _labelled(acts: xr.DataArray, hits: _Hits) -> dict[str, xr.Variable]:
+    found = {}
     for dim in (CHECKPOINT, UNIT, EXAMPLE):
         labels = np.asarray(acts[dim].values)
-        result[dim] = (HIT, labels[getattr(hits, dim)])
-    result["value"] = (HIT, hits.value)
-    for dim, labels_at in places(acts, xr.DataArray(hits.position, dims=HIT)).items():
-        result[dim] = labels_at
-    return result
+        found[dim] = xr.Variable((HIT,), labels[getattr(hits, dim)])
+    found["value"] = xr.Variable((HIT,), hits.value)
+    return found | places(acts, xr.Variable((HIT,), hits.position))

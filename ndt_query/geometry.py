@@ -136,8 +136,8 @@ def dimensionality(
     advice = f"use positions='mean', {ADVICE}" if positions == "flatten" and n_places > 1 else ADVICE
     viewed = FromGram(groups, how, views, allowed_nbytes(memory))
     answered = answer(given, acts, reduction, viewed, what=what, memory=memory, views=True, advice=advice)
-    found = answered.variables()
-    found["n_features"] = xr.DataArray(n_features)
+    found = answered.variables
+    found["n_features"] = xr.Variable((), n_features)
     parameters = {
         "centre": centre, "positions": positions, "interval": interval, "n_groups": n_groups,
         "confidence": confidence, "seed": seed,

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, overload, r
 import numpy as np
 import xarray as xr
 
-from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, LABEL_COORDS, LAYER, LAYERS_GROUP
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, LABEL_COORDS, LAYER, LAYERS_GROUP, UNIT
 from ndt_store.errors import InvalidInputError, NotFoundError
 
 __all__ = [
@@ -195,7 +195,7 @@ def _array(data: OneLayer) -> xr.DataArray:
 
 
 def described(
-    variables: Mapping[str, xr.DataArray] | xr.Dataset,
+    variables: Mapping[str, xr.Variable],
     acts: xr.DataArray,
     what: str,
     parameters: Mapping[str, Any],
@@ -203,16 +203,16 @@ def described(
     squeeze: bool,
     explain: str = "",
     coords: Mapping[str, Any] | None = None,
-    units: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Make the Dataset of a result: variables, and attributes that say what they are.
 
     Parameters
     ----------
-    variables : mapping of str to DataArray, or Dataset
+    variables : mapping of str to Variable
         The result.
     acts : DataArray
-        What was asked; its ``store``, ``layer`` and ``kind`` attributes are passed on, and its checkpoints named.
+        What was asked; its checkpoints and units label those of the result, its ``store``, ``layer`` and ``kind``
+        attributes are passed on.
     what : str
         One line.
     parameters : mapping
@@ -222,20 +222,12 @@ def described(
     explain : str
         Where the answer comes from; kept as an attribute where it is given.
     coords : mapping of str to array-like, optional
-        Labels of dimensions that `variables` have beside those of `acts`, where they are a mapping.
-    units : mapping of str to str, optional
-        A description (``long_name``) of variables by name.
+        Labels of dimensions that `variables` have beside those of `acts`.
     """
-    if isinstance(variables, xr.Dataset):
-        result = variables
-    else:
-        labels: dict[Any, Any] = {
-            name: values for one in variables.values() for name, values in one.coords.variables.items()
-        } | {name: ((name,), values) for name, values in (coords or {}).items()}
-        # As variables, which all lie along the same labels: aligning them would take longer than reading a view.
-        result = xr.Dataset({name: one.variable for name, one in variables.items()}, labels)
-    for name, text in (units or {}).items():
-        result[name].attrs["long_name"] = text
+    used = {dim for one in variables.values() for dim in one.dims}
+    labels = {dim: acts.coords[dim].variable for dim in (CHECKPOINT, UNIT) if dim in used and dim in acts.coords}
+    given = {name: xr.Variable((name,), values) for name, values in (coords or {}).items()}
+    result = xr.Dataset(dict(variables), labels | given)
     steps = np.atleast_1d(acts[CHECKPOINT].values) if CHECKPOINT in acts.coords else np.empty(0, np.int64)
     if squeeze:
         result = result.isel({CHECKPOINT: 0}, drop=CHECKPOINT not in acts.coords)

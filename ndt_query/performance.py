@@ -85,4 +85,5 @@ def performance(data: RootLike, *, confidence: float = 0.95) -> xr.Dataset:
         "accuracy_low": hits.copy(data=low),
         "accuracy_high": hits.copy(data=high),
     }
-    return described(variables, loss, "performance on the probe set", {"confidence": confidence}, squeeze=False)
+    found = {name: one.variable for name, one in variables.items()}
+    return described(found, loss, "performance on the probe set", {"confidence": confidence}, squeeze=False)

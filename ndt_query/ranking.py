@@ -20,7 +20,7 @@ from ndt_query.reduce import ADVICE
 from ndt_query.reductions import RANK, TopReduction
 from ndt_query.threads import TASK_PREFIX
 from ndt_query.viewed import FromTop
-from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
+from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS
 from ndt_store.layout import block_nbytes, n_blocks
 from ndt_store.views.blocks import Array
 from ndt_store.views.topk import TopK
@@ -81,17 +81,17 @@ def top_examples(
     reduction, viewed = TopReduction(ids, k, dtype), FromTop(ids, k)
     asked, _ = asked_of(given) if views else (None, "")
     if asked is not None and viewed.refusal(asked) and np.array_equal(ids, asked.frame.examples[asked.rows]):
-        answered = _ranked(asked, acts, reduction, viewed, memory)
+        answered = _ranked(asked, reduction, viewed, memory)
     else:
         answered = answer(given, acts, reduction, viewed, what="top_examples", memory=memory, views=views)
-    found = answered.variables()
+    found = answered.variables
     found |= places(acts, found.pop("position"))
     what, source = "examples that drive each unit most", answered.source if explain else ""
     ranks = {RANK: np.arange(k)}
     return described(found, acts, what, {"k": k}, squeeze=squeeze, explain=source, coords=ranks)
 
 
-def places(acts: xr.DataArray, position: xr.DataArray) -> dict[str, xr.DataArray]:
+def places(acts: xr.DataArray, position: xr.Variable) -> dict[str, xr.Variable]:
     """Turn flat positions within an example into labels of ``token``, ``z``, ``y`` and ``x``."""
     dims: list[str] = [dim for dim in POSITION_DIMS if dim in acts.dims]
     found = dict.fromkeys(dims, position)  # y before x, though the last is divided off first
@@ -102,9 +102,7 @@ def places(acts: xr.DataArray, position: xr.DataArray) -> dict[str, xr.DataArray
     return found
 
 
-def _ranked(
-    asked: Asked, acts: xr.DataArray, reduction: TopReduction, viewed: FromTop, memory: int | str | None
-) -> Answer:
+def _ranked(asked: Asked, reduction: TopReduction, viewed: FromTop, memory: int | str | None) -> Answer:
     """Rank by what is kept and by the blocks that can matter, lazily, one task for each checkpoint."""
     k, steps = reduction.k, asked.steps
     known = {step: kept_ranks(asked, step, k) for step in dict.fromkeys(steps)}
@@ -121,18 +119,17 @@ def _ranked(
     threads = max(1, workers // len(steps))
     token = tokenize(asked.catalogue.storage.path, asked.catalogue.stamp, asked.spec.path, asked.rows, asked.units, k)
     chunks = ((1,) * len(steps), (len(asked.units),), (k,))
-    arrays = {}
+    variables = {}
     for name, output in reduction.outputs().items():
         key, shared = f"{TASK_PREFIX}ranked-{name}-{token}", f"{TASK_PREFIX}ranked-{token}"
         graph: dict[Any, Any] = {(shared, step): (_rank, source, k, threads) for step, source in sources.items()}
         graph |= {(key, c, 0, 0): (_field, (shared, step), name, output.dtype) for c, step in enumerate(steps)}
         data = da.Array(graph, key, chunks=chunks, dtype=np.dtype(output.dtype))
-        coords = {dim: acts.coords[dim] for dim in (CHECKPOINT, UNIT) if dim in acts.coords}
-        arrays[name] = xr.DataArray(data, dims=(CHECKPOINT, *output.dims), coords=coords)
+        variables[name] = xr.Variable((CHECKPOINT, *output.dims), data)
     line = f"{asked.spec.path}: view topk suffices at {len(sources) - len(searched)} of {len(sources)} checkpoints"
     if searched:
         line += f", at the others those of {n} blocks each that zone maps do not rule out"
-    return Answer(xr.Dataset(arrays), line + without_zones({blocks.step: blocks.note for blocks in searched}))
+    return Answer(variables, line + without_zones({blocks.step: blocks.note for blocks in searched}))
 
 
 def _rank(source: TopK | Blocks, k: int, threads: int) -> Mapping[str, Array]:

@@ -99,7 +99,7 @@ def reduce_examples(
     what: str,
     memory: int | str | None = None,
     advice: str = ADVICE,
-) -> dict[str, xr.DataArray]:
+) -> dict[str, xr.Variable]:
     """Reduce activations over ``example`` and positions.
 
     Parameters
@@ -117,7 +117,7 @@ def reduce_examples(
 
     Returns
     -------
-    dict of str to DataArray
+    dict of str to Variable
         By the names of ``reduction.outputs()``, dims (checkpoint, *dims); lazy where `acts` is.
 
     Raises
@@ -133,12 +133,8 @@ def reduce_examples(
     else:
         data = _rechunked(acts.data, axes, reduction, what, allowed_nbytes(memory), advice)
         arrays = _graph(data, n_before, reduction)
-    coords = {dim: acts.coords[dim] for dim in (CHECKPOINT, UNIT) if dim in acts.coords}
-    found = {}
-    for name, output in reduction.outputs().items():
-        dims = (CHECKPOINT, *output.dims)
-        found[name] = xr.DataArray(arrays[name], dims=dims, coords={d: c for d, c in coords.items() if d in dims})
-    return found
+    outputs = reduction.outputs().items()
+    return {name: xr.Variable((CHECKPOINT, *output.dims), arrays[name]) for name, output in outputs}
 
 
 def _rechunked(

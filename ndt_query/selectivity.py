@@ -138,9 +138,9 @@ def class_means(
     reduction = ClassReduction(found_classes.codes, n_classes)
     viewed = FromClassSums(found_classes.codes, found_classes.names)
     answered = answer(given, acts, reduction, viewed, what="class_means", memory=memory, views=views)
-    found = answered.variables()
+    found = answered.variables
     counts = np.bincount(found_classes.codes, minlength=n_classes)
-    found["n_examples"] = xr.DataArray(counts, dims=(CLASS,))
+    found["n_examples"] = xr.Variable((CLASS,), counts)
     source = answered.source if explain else ""
     parameters, names = {"n_classes": n_classes}, {CLASS: found_classes.names}
     what = "mean activation by class"
@@ -239,11 +239,11 @@ def selectivity_index(
     return result
 
 
-def _named(preferred: xr.DataArray, names: Array) -> xr.DataArray:
+def _named(preferred: xr.Variable, names: Array) -> xr.Variable:
     """Turn positions into labels; unknown is NaN for numbers and the empty string for text."""
     numeric = names.dtype.kind in "iufb"
     table = np.append(names.astype(np.float64), np.nan) if numeric else np.array([*map(str, names), ""])
 
     # Position -1 is the last entry: unknown.
-    named: xr.DataArray = xr.apply_ufunc(table.__getitem__, preferred, dask="parallelized", output_dtypes=[table.dtype])
+    named: xr.Variable = xr.apply_ufunc(table.__getitem__, preferred, dask="parallelized", output_dtypes=[table.dtype])
     return named

@@ -50,13 +50,14 @@ def summary(
     """
     alive = dead_units(acts, memory=memory, views=views, explain=True)
     dimension = dimensionality(acts, positions=positions, interval="none", memory=memory, views=views, explain=True)
+    by_unit, by_layer = alive.variables, dimension.variables
     variables = {
-        "units": xr.full_like(alive["dead"].isel({UNIT: 0}, drop=True), acts.sizes[UNIT], dtype="int64"),
-        "dead": alive["dead"].sum(UNIT),
-        "active_fraction": alive["active_fraction"].mean(UNIT, skipna=False),
-        "stable_rank": dimension["stable_rank"],
-        "participation_ratio": dimension["participation_ratio"],
-        "nan_count": alive["nan_count"].sum(UNIT),
+        "units": xr.full_like(by_unit["dead"].isel({UNIT: 0}), acts.sizes[UNIT], dtype="int64"),
+        "dead": by_unit["dead"].sum(UNIT),
+        "active_fraction": by_unit["active_fraction"].mean(UNIT, skipna=False),
+        "stable_rank": by_layer["stable_rank"],
+        "participation_ratio": by_layer["participation_ratio"],
+        "nan_count": by_unit["nan_count"].sum(UNIT),
     }
     source = "\n".join(part.attrs["explain"] for part in (alive, dimension)) if explain else ""
     parameters = {"positions": positions}
