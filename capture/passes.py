@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from capture.heap import freed_memory_kept
 from capture.pipeline import BlockAssembler, HostCopies
 from capture.probe import Probe
 from capture.results import BatchResult
@@ -54,6 +55,8 @@ def write_checkpoint(
     casts = _Casts(specs)
     n_batches = -(-len(probe) // batch_size)
     with ExitStack() as scope:
+        if device.type == "cpu":
+            scope.enter_context(freed_memory_kept())
         blocks = scope.enter_context(BlockAssembler(writer, step, specs, summaries))
         advance = scope.enter_context(progress_bar(f"checkpoint {step}", show=progress))
         scope.enter_context(tapper)

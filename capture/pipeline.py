@@ -182,9 +182,8 @@ class BlockAssembler:
 
     def _write(self, path: str, index: int, data: NDArray[Any]) -> None:
         try:
-            if self._summaries is not None:
-                self._summaries.add(path, index, data)
-            self._writer.write_block(self._step, path, index, data)
+            is_finite = self._summaries is not None and self._summaries.add(path, index, data)
+            self._writer.write_block(self._step, path, index, data, is_finite=is_finite)
         finally:
             self._memory.give(data)
             self._room.release()

@@ -109,8 +109,10 @@ def _read_checked(storage: Storage, spec: ArraySpec, entry: BlockEntry, payload:
         raise _damaged(storage, spec, entry, "does not match its checksum")
 
 
-def write_block(storage: Sink, spec: ArraySpec, target: Block, data: NDArray[Any]) -> tuple[BlockEntry, int, int]:
-    """Encode and write one block, whole or not at all.
+def write_block(
+    storage: Sink, spec: ArraySpec, target: Block, data: NDArray[Any], *, is_finite: bool = False
+) -> tuple[BlockEntry, int, int]:
+    """Encode and write one block, whole or not at all; values are counted unless they are known to be finite.
 
     Returns
     -------
@@ -125,7 +127,7 @@ def write_block(storage: Sink, spec: ArraySpec, target: Block, data: NDArray[Any
     dtype = numpy_dtype(spec)
     if spec.dtype != "string" and data.dtype != dtype:
         raise InvalidInputError(f"Block {target.key} has dtype {data.dtype}: expected {dtype}; cast it first.")
-    nan, inf = count_nonfinite(data)
+    nan, inf = (0, 0) if is_finite else count_nonfinite(data)
     encoded = encode(padded(spec, data), spec.codec)
     storage.write(target.key, encoded.buffers)
     return BlockEntry(target.key, encoded.nbytes, encoded.crc32c), nan, inf
@@ -135,9 +137,10 @@ def count_nonfinite(data: NDArray[Any]) -> tuple[int, int]:
     """Count NaN and infinite values."""
     if data.dtype.kind != "f":
         return 0, 0
-    # Almost every block is finite, and one fast pass says so; overflow to infinity only means a second look.
+    # Almost every block is finite, and one fast pass says so; overflow to infinity only means a second look. No product
+    # of vectors, for which BLAS would start threads that get into the model's way.
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.dot(flat := data.reshape(-1), flat)):
+        if np.isfinite(data.sum()):
             return 0, 0
     nan = int(np.count_nonzero(np.isnan(data)))
     return nan, int(np.count_nonzero(np.isinf(data)))

@@ -167,7 +167,7 @@ class StoreWriter:
             sink.sync()
         self._catalogue = replace(catalogue, schema=schema)
 
-    def write_block(self, step: int, array: str, index: int, data: NDArray[Any]) -> None:
+    def write_block(self, step: int, array: str, index: int, data: NDArray[Any], *, is_finite: bool = False) -> None:
         """Write one block of one cube at a planned checkpoint; durable on return but for its directory entry.
 
         Parameters
@@ -180,11 +180,13 @@ class StoreWriter:
             Which block of it, counted from 0.
         data : ndarray
             The block's entries, shape (rows of this block, *other sizes), dtype as in the schema.
+        is_finite : bool
+            Whether the caller knows that no value is NaN or infinite, so that they need not be counted.
         """
         spec, position = self._target(step, array)
         if not 0 <= index < n_blocks(spec):
             raise NotFoundError(f"Array {array} has {n_blocks(spec)} blocks a checkpoint: there is no block {index}.")
-        entry, nan, inf = write_block(self._storage, spec, block(spec, index, position), data)
+        entry, nan, inf = write_block(self._storage, spec, block(spec, index, position), data, is_finite=is_finite)
         with self._guard:
             self._pending.setdefault(step, {}).setdefault(array, {})[index] = (entry, nan, inf)
 

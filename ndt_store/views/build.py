@@ -70,8 +70,14 @@ class BlockSummary:
         self._top: TopK | None = None
         self._ranking = threading.Lock()
 
-    def add(self, index: int, data: NDArray[Any]) -> None:
-        """Take block number `index`, shape (examples of the block, *other sizes); any thread may call."""
+    def add(self, index: int, data: NDArray[Any]) -> bool:
+        """Take block number `index`, shape (examples of the block, *other sizes); any thread may call.
+
+        Returns
+        -------
+        bool
+            Whether every value is finite.
+        """
         from ndt_store.views.fused import summarise
         from ndt_store.views.topk import update
 
@@ -90,6 +96,7 @@ class BlockSummary:
         with self._ranking:
             # Nearly every value falls short of the k-th so far, which is why the ranking goes on and is not merged.
             self._top = update(values, frame.examples[rows], K, best=found.best, start=self._top)
+        return bool(np.isfinite(self._zones.minimum[index]).all() and np.isfinite(self._zones.maximum[index]).all())
 
     def _merge(self) -> None:
         """Merge what has come up to the first block that is missing: sums round, and are to do so in one order."""

@@ -28,13 +28,15 @@ class CheckpointSummary:
         self._frames = {spec.path: frame_of(catalogue, spec) for spec in catalogue.schema.cubes if has_views(spec)}
         self._summaries = {path: BlockSummary(frame) for path, frame in self._frames.items()}
 
-    def add(self, path: str, index: int, data: NDArray[Any]) -> None:
+    def add(self, path: str, index: int, data: NDArray[Any]) -> bool:
         """Take block number `index` of an array, shape (examples of the block, *other sizes); any thread may call.
 
-        Arrays without views are passed over.
+        Returns
+        -------
+        bool
+            Whether every value is known to be finite; arrays without views are passed over.
         """
-        if path in self._summaries:
-            self._summaries[path].add(index, data)
+        return path in self._summaries and self._summaries[path].add(index, data)
 
     def keep(self, catalogue: Catalogue, step: int) -> None:
         """Write the views, once the checkpoint is committed; `catalogue` shows it.

@@ -17,11 +17,12 @@ class Collector:
     """Stands in for the writer."""
 
     def __init__(self, delay=None):
-        self.blocks, self.delay = {}, delay
+        self.blocks, self.delay, self.finite = {}, delay, {}
 
-    def write_block(self, step, array, index, data):
+    def write_block(self, step, array, index, data, *, is_finite=False):
         if self.delay is not None:
             self.delay.wait(5)
+        self.finite[index] = is_finite
         self.blocks[index] = data.copy()  # the memory of a block is used again
 
 
@@ -141,6 +142,7 @@ def test_summaries_get_each_block_once_as_it_is_written():
         def add(self, path, index, data):
             assert (path, index) not in self.seen
             self.seen[path, index] = data.copy()
+            return index == 2
 
     writer, summaries = Collector(), Summaries()
     data = np.arange(51, dtype=np.float32).reshape(17, 3)
@@ -150,6 +152,8 @@ def test_summaries_get_each_block_once_as_it_is_written():
     assert sorted(summaries.seen) == [(SPEC.path, n) for n in range(4)]
     for (_, index), block in summaries.seen.items():
         assert block.tobytes() == writer.blocks[index].tobytes()
+    # What a summary knows of a block need not be found out again.
+    assert writer.finite == {0: False, 1: False, 2: True, 3: False}
 
 
 def test_on_a_cpu_tensors_arrive_at_once():

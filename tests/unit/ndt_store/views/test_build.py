@@ -334,3 +334,13 @@ def test_a_ranking_of_fewer_ranks_than_its_version_has_is_damaged(simulated):
     path.write_bytes(encode(replace(found, meta={"k": 5}, arrays=few)))
     with pytest.warns(ViewWarning, match="it holds 5 ranks where 64 are expected"):
         assert load(store.catalogue, frame, 0, TopView) == (None, "damaged")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38])
+def test_a_summary_says_whether_every_value_of_a_block_is_finite(simulated, value):
+    spec = simulated.store.schema.find(CONV)
+    summary = BlockSummary(frame_of(simulated.store.catalogue, spec))
+    data = simulated.arrays[CONV][0][: spec.rows].copy()
+    data[1, 2, 0, 1] = value
+    assert summary.add(0, data) == np.isfinite(value)
+    assert summary.add(1, simulated.arrays[CONV][0][spec.rows : 2 * spec.rows])
