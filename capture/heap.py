@@ -42,7 +42,7 @@ def freed_memory_kept() -> Iterator[None]:
 
     Does nothing with other C libraries, or where the environment tunes glibc's allocator.
     """
-    global _n_inside  # noqa: PLW0603 - the allocator is one for the whole process
+    global _n_inside
     library = _tunable()
     if library is None:
         yield
