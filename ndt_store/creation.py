@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from ndt_store.blocks import write_block
 from ndt_store.catalogue import Catalogue
-from ndt_store.commits import ArrayEntry, CommitRecord, commit_key, parse_step
+from ndt_store.commits import ArrayEntry, BlockEntry, CommitRecord, commit_key, parse_step
 from ndt_store.errors import AlreadyExistsError, DimensionError, IntegrityError, InvalidInputError
-from ndt_store.layout import ROOT_DOCUMENT, Rows, blocks, documents, rows_of
-from ndt_store.schema import Schema
-from ndt_store.storage import LOCK_KEY, TEMPORARY, Storage
+from ndt_store.layout import ROOT_DOCUMENT, Block, Rows, blocks, documents, rows_of
+from ndt_store.schema import ArraySpec, Schema
+from ndt_store.storage import LOCK_KEY, TEMPORARY, Sink, Storage
 from ndt_store.views.shelf import PREFIX as VIEWS
 
 __all__ = ["check_only_leftovers", "create", "restore_documents", "static_values"]
+
+N_THREADS: Final = 2
 
 
 def static_values(schema: Schema, given: Mapping[str, Rows]) -> dict[str, Rows]:
@@ -38,14 +43,26 @@ def create(storage: Storage, schema: Schema, values: Mapping[str, Rows], rendere
                 sink.write(key, [data])
         arrays = {}
         for spec in schema.static:
-            parts = [write_block(sink, spec, b, rows_of(spec, values[spec.path], b)) for b in blocks(spec)]
-            arrays[spec.path] = ArrayEntry.of(parts)
+            arrays[spec.path] = ArrayEntry.of(_written(sink, spec, values[spec.path]))
         sink.sync()
         sink.write(commit_key(None), [CommitRecord(None, -1, arrays).to_json()])
         sink.sync()
         sink.write(ROOT_DOCUMENT, [rendered[ROOT_DOCUMENT]])
         sink.sync()
     return Catalogue.read(storage)
+
+
+def _written(sink: Sink, spec: ArraySpec, values: Rows) -> list[tuple[BlockEntry, int, int]]:
+    """Write the blocks of a static array; they are encoded in threads, and read by one at a time from wherever they are."""
+    reading = threading.Lock()
+
+    def one(where: Block) -> tuple[BlockEntry, int, int]:
+        with reading:
+            rows = rows_of(spec, values, where)
+        return write_block(sink, spec, where, rows)
+
+    with ThreadPoolExecutor(N_THREADS, thread_name_prefix="ndt-encode") as pool:
+        return list(pool.map(one, blocks(spec)))
 
 
 def restore_documents(catalogue: Catalogue) -> None:
