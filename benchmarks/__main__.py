@@ -2,7 +2,8 @@
 
 Each ``bench_NAME.py`` here has ``run(folder) -> list[Row]`` and becomes one section of ``results.json`` and
 ``RESULTS.md``. A run of some sections replaces these and leaves the others, each with the machine and the day it was
-made on. A section that fails leaves its error in place of its rows, and the exit code is 1. With ``--quick`` sizes are
+made on, and quotes the README's figures anew. A section that fails leaves its error in place of its rows, and the exit
+code is 1. With ``--quick`` sizes are
 small and nothing is kept.
 """
 
@@ -23,9 +24,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness import QUICK_VARIABLE, n_cores
+from benchmarks.quote import quote_in
 from benchmarks.report import markdown
 
 HERE: Final = Path(__file__).parent
+README: Final = HERE.parent / "README.md"
 PACKAGES: Final = (
     "numpy", "numba", "torch", "torchvision", "zarr", "xarray", "dask", "numcodecs", "h5py", "tensorstore", "nnsight",
 )  # fmt: skip
@@ -54,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.quick:
         path.write_text(json.dumps(results, indent=1) + "\n")
         (HERE / "RESULTS.md").write_text(markdown(results))
+        try:
+            quote_in(README, results)
+        except KeyError as missing:
+            print(f"README.md keeps the figures that it has: there is no row of {missing}.", file=sys.stderr)
         if "size" in ran and not ran["size"]["error"]:
             importlib.import_module("benchmarks.figure").draw(results, HERE / "time_against_size.png")
     print(markdown({"sections": ran}))

@@ -118,9 +118,17 @@ def _against_peers(folder: Path, subject: Subject, *, heavy: bool) -> list[Row]:
             rows.append(against(what, times, ours, write, **sizes))
             times[FLOOR] = slower_of(times, BARE, write)
             rows.append(against(what, times, ours, FLOOR, bar=Bar(1.6), **sizes))
-    ours, what = f"capture, {DEFAULT_PROFILE}", f"capture of {subject.title}, profile {DEFAULT_PROFILE}"
     return rows + [
-        against(what, times, ours, _named(peer.name, durable), bar=FASTEST, **sizes) for peer, durable in peers
+        against(
+            f"capture of {subject.title}, profile {profile}",
+            times,
+            f"capture, {profile}",
+            _named(peer.name, durable),
+            bar=FASTEST,
+            **sizes,
+        )
+        for profile in PROFILES
+        for peer, durable in peers
     ]
 
 

@@ -53,7 +53,7 @@ def create(storage: Storage, schema: Schema, values: Mapping[str, Rows], rendere
 
 
 def _written(sink: Sink, spec: ArraySpec, values: Rows) -> list[tuple[BlockEntry, int, int]]:
-    """Write the blocks of a static array; they are encoded in threads, and read by one at a time from wherever they are."""
+    """Write the blocks of a static array: encoded in threads, and read by one at a time from wherever they come."""
     reading = threading.Lock()
 
     def one(where: Block) -> tuple[BlockEntry, int, int]:

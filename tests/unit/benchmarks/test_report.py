@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -5,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import benchmarks.__main__ as program
+from benchmarks import quote
 from benchmarks.harness import Bar, Row
 from benchmarks.report import markdown
 
@@ -25,6 +27,8 @@ def sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     good = SimpleNamespace(__doc__="What works.\n\nMore.", run=lambda _folder: ROWS)
     monkeypatch.setattr(program, "HERE", tmp_path)
+    (tmp_path / "README.md").write_text(f"before\n{quote.BEGIN}\n{quote.END}\nafter\n")
+    monkeypatch.setattr(program, "README", tmp_path / "README.md")
     monkeypatch.setitem(sys.modules, "benchmarks.bench_good", good)
     monkeypatch.setitem(sys.modules, "benchmarks.bench_bad", SimpleNamespace(__doc__="What fails.", run=fail))
     monkeypatch.setattr(program, "set_threads", lambda: None)
@@ -75,3 +79,27 @@ def test_main__names_the_sections_when_one_is_unknown(sections: Path, capsys: py
         program.main(["godo"])
     assert stopped.value.code == 2
     assert "there is no benchmark 'godo': choose from bad, good" in capsys.readouterr().err
+
+
+def test_main__quotes_figures_in_the_readme_and_nothing_else(sections: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quote, "ROWS", (("good", "fast", "slow thing", "a fast thing"),))
+    program.main(["good"])
+    text = (sections / "README.md").read_text()
+    assert "| a fast thing | 2.2 GB | slow thing | 0.25 | 0.2 to 0.3 |" in text
+    assert text.startswith("before\n")
+    assert text.endswith(f"{quote.END}\nafter\n")
+
+
+def test_main__leaves_the_readme_alone_where_a_figure_is_missing(
+    sections: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (sections / "README.md").read_text()
+    program.main(["good"])
+    assert (sections / "README.md").read_text() == before
+    assert "keeps the figures that it has" in capsys.readouterr().err
+
+
+def test_the_readme_quotes_the_results_as_they_are() -> None:
+    root = Path(quote.__file__).parents[1]
+    results = json.loads((root / "benchmarks" / "results.json").read_text())
+    assert quote.quoted(results) in (root / "README.md").read_text()
