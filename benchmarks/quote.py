@@ -1,0 +1,63 @@
+"""The figures that the README quotes: one row for each question that people ask first, out of ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["BEGIN", "END", "quote_in", "quoted"]
+
+BEGIN: Final = "<!-- figures: written by `make bench` from benchmarks/results.json -->"
+END: Final = "<!-- end of figures -->"
+
+_RESNET: Final = "capture of ResNet-18, 4 stages and classifier, profile"
+_LIGHT: Final = "capture of cnn_deep, every conv and linear layer, profile"
+_SCAN: Final = "all per-unit moments of 4 ReLU layers, profile"
+_FLOOR: Final = "larger of forward pass and writing the same bytes with fsync"
+
+ROWS: Final[tuple[tuple[str, str, str, str], ...]] = (
+    ("capture", f"{_RESNET} none", "bare forward pass", "capture of ResNet-18's stages, summaries in flight"),
+    ("capture", f"{_RESNET} fast", "bare forward pass", "the same, compressed"),
+    ("capture", f"{_RESNET} none", "hooks + numpy.save, fsync", "the same, uncompressed"),
+    ("capture", f"{_LIGHT} fast", _FLOOR, "capture of every layer of cnn_deep, compressed"),
+    ("scan", f"{_SCAN} none", "xarray + dask, default zarr store", "moments of every unit by a scan"),
+    ("scan", f"{_SCAN} none", "floor: readinto + bare kernel", "the same"),
+    ("views", "unit_moments of a store, from views", "numpy.memmap", "moments of every unit from views"),
+    ("views", "unit_moments of a store, from views", "running the model again", "the same"),
+    ("views", "top 20 of each of 1,000 units, from the view", "a full sort of each unit", "top 20 of 1,000 units"),
+    ("store", "open_store of 200 layers and 100 checkpoints", "xarray.open_datatree", "opening a store"),
+)  # fmt: skip
+"""Section, beginning of ``what``, ``against``, and how the README says it."""
+
+
+def quoted(results: Mapping[str, Any]) -> str:
+    """Return the table, between its marks; KeyError where the results lack one of its rows."""
+    lines = ["| what | size | against | ours / theirs | middle half |", "|---|---|---|---|---|"]
+    for section, what, against, said in ROWS:
+        row = _find(results, section, what, against)
+        low, high = row["quartiles"] or row["spread"]
+        size = f"{row['nbytes'] / 1e9:.2g} GB" if row["nbytes"] >= 1e9 else f"{row['nbytes'] / 1e6:.0f} MB"
+        lines.append(
+            f"| {said} | {size if row['nbytes'] else ''} | {against} | {row['ratio']:.2g} | {low:.2g} to {high:.2g} |"
+        )
+    machines = dict.fromkeys(
+        f"{found['cpu']}, {found['cores']} cores, {found['memory_gb']} GB, {found['day']}"
+        for found in (results["sections"][section]["machine"] for section, *_ in ROWS)
+    )
+    return "\n".join([BEGIN, "", *lines, "", f"Medians within one run on {'; '.join(machines)}.", "", END])
+
+
+def quote_in(readme: Path, results: Mapping[str, Any]) -> None:
+    """Write the table in place of the one that a file has between its marks."""
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    readme.write_text(before + quoted(results) + rest.split(END)[1])
+
+
+def _find(results: Mapping[str, Any], section: str, what: str, against: str) -> Mapping[str, Any]:
+    rows: list[Mapping[str, Any]] = results["sections"][section]["rows"]
+    for row in rows:
+        if row["what"].startswith(what) and row["against"] == against and row["cache"] != "cold":
+            return row
+    raise KeyError(f"{what}, against {against}")
