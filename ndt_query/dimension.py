@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_query.intervals import jackknife
-from ndt_query.kernels.spectrum import MEASURES, corrected_participation_ratio, measures
 from ndt_query.reduce import Output
 from ndt_store.views.blocks import Array, Block, as_float
 from ndt_store.views.gram import SampleGram, sample_gram, sample_spectrum
 from ndt_store.views.samples import Spectrum, on_samples, sample_rows
 from ndt_store.views.scatter import Scatter, merge_scatter, scatter, scatter_spectrum
+from ndt_store.views.spectrum import MEASURES, corrected_participation_ratio, measures
 
 __all__ = [
     "Measuring",

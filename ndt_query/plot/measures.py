@@ -13,7 +13,6 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from ndt_query.inputs import one_of
-from ndt_query.kernels.spectrum import MEASURES
 from ndt_query.plot.style import (
     DOUBLE_COLUMN,
     OKABE_ITO,
@@ -28,6 +27,7 @@ from ndt_query.plot.style import (
     styled,
 )
 from ndt_store.dims import CHECKPOINT
+from ndt_store.views.spectrum import MEASURES
 
 __all__ = ["dimensionality", "performance", "selectivity"]
 

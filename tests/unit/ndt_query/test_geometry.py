@@ -6,8 +6,8 @@ import xarray as xr
 from sklearn.decomposition import PCA
 
 import ndt_query as nq
-from ndt_query.kernels.spectrum import MEASURES
 from ndt_store.errors import InvalidInputError, MemoryBudgetError
+from ndt_store.views.spectrum import MEASURES
 
 from .sources import labelled
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from ndt_query.kernels.spectrum import MEASURES, corrected_participation_ratio, energy_crossing, measures
 from ndt_store.views.scatter import scatter_of, scatter_spectrum
+from ndt_store.views.spectrum import MEASURES, corrected_participation_ratio, energy_crossing, measures
 
 
 @pytest.mark.parametrize("d", [1, 4, 10])
