@@ -21,8 +21,8 @@ from capture.provenance import require_same_weights
 from capture.session import Session
 from ndt_store.catalogue import Catalogue
 from ndt_store.errors import InvalidInputError
-from ndt_store.layout import ROOT_DOCUMENT
 from ndt_store.reader import Store
+from ndt_store.root import has_store
 from ndt_store.schema import as_step
 from ndt_store.storage import Storage, open_storage
 
@@ -180,7 +180,7 @@ def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
 
 def _check_committed(storage: Storage, model: nn.Module, steps: Sequence[tuple[int, Weights | None]]) -> set[int]:
     """Refuse other weights for what is committed, before anything is written; return the steps that were compared."""
-    if not storage.exists(ROOT_DOCUMENT):
+    if not has_store(storage):
         return set()
     catalogue = Catalogue.read(storage)
     compared = set()

@@ -32,9 +32,10 @@ from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import DEFAULT_PROFILE
 from ndt_store.dims import GRADIENTS
 from ndt_store.errors import InvalidInputError, NdtError
-from ndt_store.layout import BLOCK_NBYTES, ROOT_DOCUMENT
+from ndt_store.layout import BLOCK_NBYTES
 from ndt_store.planning import Tap, plan_store
 from ndt_store.reader import Store, open_store
+from ndt_store.root import has_store
 from ndt_store.schema import Schema, as_step
 from ndt_store.storage import Storage, open_storage
 from ndt_store.views.flight import CheckpointSummary
@@ -283,7 +284,7 @@ class Session:
     def _require_room(self, schema: Schema) -> None:
         if not self._check_disk:
             return
-        committed = Catalogue.read(self._storage).committed if self._storage.exists(ROOT_DOCUMENT) else ()
+        committed = Catalogue.read(self._storage).committed if has_store(self._storage) else ()
         remaining = schema.with_checkpoints(tuple(step for step in schema.checkpoints if step not in committed))
         if remaining.checkpoints:
             forecast_capture(remaining, self._storage.path, self._batch_size).require_room(self._storage.path)

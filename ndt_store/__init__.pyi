@@ -14,8 +14,10 @@ from .errors import (
     StorageError,
     StoreLockedError,
 )
-from .reader import Store, open_store
+from .reader import Store, open_store, open_training
 from .schema import ArraySpec, Schema
+from .series import SeriesWriter
+from .series_plan import Column
 from .verify import Finding, VerifyReport, verify
 from .views.indexing import IndexReport, index_store
 from .views.shelf import ViewWarning
@@ -25,6 +27,7 @@ __all__ = [
     "AlreadyExistsError",
     "ArraySpec",
     "CaptureError",
+    "Column",
     "DimensionError",
     "Finding",
     "FormatVersionError",
@@ -38,6 +41,7 @@ __all__ = [
     "ResumeMismatchError",
     "Schema",
     "SchemaError",
+    "SeriesWriter",
     "StorageError",
     "Store",
     "StoreLockedError",
@@ -46,5 +50,6 @@ __all__ = [
     "ViewWarning",
     "index_store",
     "open_store",
+    "open_training",
     "verify",
 ]

@@ -64,7 +64,7 @@ class NdtBackendEntrypoint(BackendEntrypoint):
         base = (group or "").strip("/")
         if base:
             labelled.require_group(catalogue, base)
-        below = (p for p in catalogue.schema.group_paths() if not base or p == base or p.startswith(base + "/"))
+        below = (p for p in labelled.group_paths(catalogue) if not base or p == base or p.startswith(base + "/"))
         return {
             "/" + path[len(base) :].strip("/"): _without(
                 labelled.group_dataset(catalogue, path, chunk_nbytes=None), drop_variables

@@ -222,7 +222,7 @@ class BlockArray:
 
     def _read_rows(self, step: int | None, places: Sequence[NDArray[np.intp]], out: NDArray[Any]) -> None:
         spec, storage = self.spec, self.catalogue.storage
-        entries = self.catalogue.record(step).arrays[spec.path].blocks
+        entries = self.catalogue.entries(spec.path, step)
         if not spec.sizes:
             single = np.empty((), self.dtype)
             read_block(storage, spec, entries[0], single)

@@ -7,21 +7,20 @@ presence of files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from ndt_store.codecs import profile
-from ndt_store.commits import MAX_RECORD_NBYTES, PREFIX, CommitRecord, commit_key, parse_step
+from ndt_store.commits import MAX_RECORD_NBYTES, PREFIX, BlockEntry, CommitRecord, commit_key, parse_step
 from ndt_store.errors import FormatVersionError, IntegrityError, NotFoundError, SchemaError
 from ndt_store.layout import ROOT_DOCUMENT, digest
+from ndt_store.root import is_provisional, read_root
 from ndt_store.schema import FORMAT_VERSION, Schema
 from ndt_store.storage import Storage
+from ndt_store.supplements import parse_group
 
 __all__ = ["Catalogue"]
-
-MAX_ROOT_NBYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,8 @@ class Catalogue:
         Steps of the committed checkpoints, increasing.
     stamp : str
         Changes when the store at this place is replaced by another; names what is cached of it.
+    supplements : tuple of str
+        Groups beside the cubes, ``training`` and ``experiments/<name>``, that have a record.
     memo : dict
         Small things that readers of this snapshot made of it once.
     """
@@ -49,6 +50,7 @@ class Catalogue:
     provenance: Mapping[str, Any]
     committed: tuple[int, ...]
     stamp: str = ""
+    supplements: tuple[str, ...] = ()
     memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _records: dict[int | None, CommitRecord] = field(default_factory=dict, repr=False, compare=False)
 
@@ -66,14 +68,23 @@ class Catalogue:
             The root document is damaged.
         """
         schema, provenance = _read_root(storage)
-        steps = {parse_step(key) for key in storage.list(PREFIX)} & set(schema.checkpoints)
+        keys = list(storage.list(PREFIX))
+        steps = {parse_step(key) for key in keys} & set(schema.checkpoints)
         committed = tuple(step for step in schema.checkpoints if step in steps)
         stamps = [storage.stamp(commit_key(step)) for step in (None, *committed)]
-        return cls(storage, schema, provenance, committed, digest(stamps))
+        supplements = tuple(sorted(filter(None, map(parse_group, keys))))
+        return cls(storage, schema, provenance, committed, digest(stamps), supplements)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process reads the records it needs; carrying them along would outweigh small tasks.
-        return type(self), (self.storage, self.schema, self.provenance, self.committed, self.stamp)
+        return type(self), (
+            self.storage,
+            self.schema,
+            self.provenance,
+            self.committed,
+            self.stamp,
+            self.supplements,
+        )
 
     def with_commit(self, step: int) -> Self:
         """Return the snapshot after one more commit, without reading the store again."""
@@ -91,6 +102,10 @@ class Catalogue:
         if step not in self._records:
             self._records[step] = self._read_record(step)
         return self._records[step]
+
+    def entries(self, array: str, step: int | None) -> tuple[BlockEntry, ...]:
+        """Return what the record says of the blocks of an array, at a committed checkpoint or, for None, static."""
+        return self.record(step).arrays[array].blocks
 
     def _read_record(self, step: int | None) -> CommitRecord:
         key = commit_key(step)
@@ -113,24 +128,18 @@ class Catalogue:
         return record
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON")
-
-
 def _read_root(storage: Storage) -> tuple[Schema, Mapping[str, Any]]:
     where = storage.path
-    size = storage.size(ROOT_DOCUMENT)
-    if size is None:
+    document = read_root(storage)
+    if document is None:
         what = "is no activation store: it has no zarr.json" if storage.exists() else "does not exist"
         raise NotFoundError(f"{where} {what}; give the path of a store that `ndt capture` or `ndt demo` made.")
-    if size > MAX_ROOT_NBYTES:
-        raise IntegrityError(f"{where}/zarr.json has {size} bytes: no store's metadata is as large.", ROOT_DOCUMENT)
-    try:
-        attributes = json.loads(storage.read(ROOT_DOCUMENT, MAX_ROOT_NBYTES), parse_constant=_refuse)["attributes"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(
-            f"{where}/zarr.json is damaged ({error}): restore it from a copy of the store.", ROOT_DOCUMENT
-        ) from error
+    if is_provisional(document):
+        raise NotFoundError(
+            f"{where} holds what was tracked while training and no capture yet: read it with "
+            "ndt_store.open_training, or capture into it with `ndt capture`."
+        )
+    attributes = document["attributes"]
     content = attributes.get("ndt") if isinstance(attributes, dict) else None
     if not isinstance(content, dict) or "format_version" not in content:
         raise NotFoundError(

@@ -9,11 +9,14 @@ from typing import Final
 
 from ndt_store.blocks import write_block
 from ndt_store.catalogue import Catalogue
-from ndt_store.commits import ArrayEntry, BlockEntry, CommitRecord, commit_key, parse_step
+from ndt_store.commits import PREFIX, ArrayEntry, BlockEntry, CommitRecord, commit_key, parse_step
+from ndt_store.dims import TRAINING_GROUP
 from ndt_store.errors import AlreadyExistsError, DimensionError, IntegrityError, InvalidInputError
 from ndt_store.layout import ROOT_DOCUMENT, Block, Rows, blocks, documents, rows_of
+from ndt_store.root import ROOT_WRITER, changing_root, shown_nodes, with_nodes
 from ndt_store.schema import ArraySpec, Schema
-from ndt_store.storage import LOCK_KEY, TEMPORARY, Sink, Storage
+from ndt_store.storage import LOCK_KEY, TEMPORARY, Sink, Storage, of_writer
+from ndt_store.supplements import parse_group, record_key
 from ndt_store.views.shelf import PREFIX as VIEWS
 
 __all__ = ["check_only_leftovers", "create", "restore_documents", "static_values"]
@@ -35,8 +38,8 @@ def static_values(schema: Schema, given: Mapping[str, Rows]) -> dict[str, Rows]:
 
 def create(storage: Storage, schema: Schema, values: Mapping[str, Rows], rendered: Mapping[str, bytes]) -> Catalogue:
     """Write documents, static arrays and their record, and last the root: with it the store exists."""
-    for name in {key.split("/")[0] for key in storage.list()} - {LOCK_KEY}:
-        storage.delete(name)  # of a creation that was interrupted, perhaps with other layers
+    for key in _leftovers(storage):
+        storage.delete(key)  # of a creation that was interrupted, perhaps with other layers
     with storage.gather() as sink:
         for key, data in rendered.items():
             if key != ROOT_DOCUMENT:
@@ -47,8 +50,9 @@ def create(storage: Storage, schema: Schema, values: Mapping[str, Rows], rendere
         sink.sync()
         sink.write(commit_key(None), [CommitRecord(None, -1, arrays).to_json()])
         sink.sync()
-        sink.write(ROOT_DOCUMENT, [rendered[ROOT_DOCUMENT]])
-        sink.sync()
+        with changing_root(storage):
+            sink.write(ROOT_DOCUMENT, [with_nodes(storage, rendered[ROOT_DOCUMENT], shown_nodes(storage))])
+            sink.sync()
     return Catalogue.read(storage)
 
 
@@ -65,13 +69,24 @@ def _written(sink: Sink, spec: ArraySpec, values: Rows) -> list[tuple[BlockEntry
         return list(pool.map(one, blocks(spec)))
 
 
+def _leftovers(storage: Storage) -> set[str]:
+    """Return all that is there but a series of a training, and what its writer needs."""
+    found = {key if key.startswith(f"{PREFIX}/") else key.split("/")[0] for key in storage.list()}
+    of_writers = (f"{LOCK_KEY}-", f"{TEMPORARY}-")
+    kept = {LOCK_KEY, ROOT_DOCUMENT, TRAINING_GROUP, record_key(TRAINING_GROUP)}
+    return {key for key in found - kept if not key.startswith(of_writers)}
+
+
 def restore_documents(catalogue: Catalogue) -> None:
     """Write again what an interrupted extension left longer, and what was lost; the root is known to be whole."""
     storage = catalogue.storage
-    for key, data in documents(catalogue.schema, catalogue.provenance).items():
-        if storage.size(key) != len(data) or storage.read(key, len(data)) != data:
-            storage.write(key, [data])
-    storage.sync()
+    rendered = documents(catalogue.schema, catalogue.provenance)
+    with changing_root(storage):
+        rendered[ROOT_DOCUMENT] = with_nodes(storage, rendered[ROOT_DOCUMENT], shown_nodes(storage))
+        for key, data in rendered.items():
+            if storage.size(key) != len(data) or storage.read(key, len(data)) != data:
+                storage.write(key, [data])
+        storage.sync()
 
 
 def check_only_leftovers(storage: Storage, rendered: Mapping[str, bytes]) -> None:
@@ -86,13 +101,16 @@ def check_only_leftovers(storage: Storage, rendered: Mapping[str, bytes]) -> Non
     """
     keys = list(storage.list())
     committed = [key for key in keys if parse_step(key) is not None]
-    if committed:
+    experiments = [key for key in keys if parse_group(key) not in (None, TRAINING_GROUP)]
+    if committed or experiments:
+        what = f"{len(committed)} committed checkpoints" if committed else f"{len(experiments)} experiments"
         raise IntegrityError(
-            f"{storage.path} has lost its zarr.json but holds {len(committed)} committed checkpoints: restore "
-            "zarr.json from a copy, or choose another path.",
+            f"{storage.path} has lost its zarr.json but holds {what}: restore zarr.json from a copy, or choose another "
+            "path.",
             ROOT_DOCUMENT,
         )
-    ours = {TEMPORARY, LOCK_KEY, "commits", VIEWS, *(key.split("/")[0] for key in rendered)}
+    ours = {TEMPORARY, LOCK_KEY, PREFIX, VIEWS, TRAINING_GROUP, *(key.split("/")[0] for key in rendered)}
+    ours |= {of_writer(key, writer) for key in (LOCK_KEY, TEMPORARY) for writer in (TRAINING_GROUP, ROOT_WRITER)}
     foreign = sorted({key.split("/")[0] for key in keys} - ours)
     if foreign:
         raise AlreadyExistsError(

@@ -22,7 +22,11 @@ GRADIENTS: Final = "gradients"
 ATTENTIONS: Final = "attentions"
 KINDS: Final = (ACTIVATIONS, GRADIENTS, ATTENTIONS)
 
+STEP: Final = "step"
+
 LAYERS_GROUP: Final = "layers"
+TRAINING_GROUP: Final = "training"
+EXPERIMENTS_GROUP: Final = "experiments"
 
 POSITION_DIMS: Final = (TOKEN, Z, Y, X)
 """Dimensions over which one unit is evaluated at several places of the same example."""

@@ -19,19 +19,32 @@ from xarray.core import indexing
 
 from ndt_store.blocks import BlockArray
 from ndt_store.catalogue import Catalogue
-from ndt_store.dims import CHECKPOINT, EXAMPLE, LABEL_COORDS, LAYER, LAYERS_GROUP, UNIT
+from ndt_store.dims import (
+    CHECKPOINT,
+    EXAMPLE,
+    EXPERIMENTS_GROUP,
+    LABEL_COORDS,
+    LAYER,
+    LAYERS_GROUP,
+    TRAINING_GROUP,
+    UNIT,
+)
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.layout import CHECKPOINT_ATTRS, CHUNK_NBYTES, block_nbytes, block_shape, n_blocks, root_attributes
 from ndt_store.schema import ArraySpec, layer_path
+from ndt_store.storage import Storage
+from ndt_store.supplement_data import catalogue_of, read_series, require_record
 from ndt_store.traced import Part, TracedArray
 
 __all__ = [
     "cube",
     "dask_chunks",
     "group_dataset",
+    "group_paths",
     "label_coords",
     "layer_dataset",
     "require_group",
+    "supplement_dataset",
     "tree",
 ]
 
@@ -79,6 +92,8 @@ def group_dataset(
         Coordinates from above.
     """
     require_group(catalogue, group)
+    if group in catalogue.supplements:
+        return supplement_dataset(catalogue.storage, group, chunk_nbytes)
     variables: dict[str, xr.Variable] = {}
     if not group:
         steps = np.asarray(catalogue.committed, dtype=np.int64)
@@ -86,13 +101,44 @@ def group_dataset(
     for spec in catalogue.schema.arrays:
         if spec.group == group:
             variables[spec.name] = _variable(catalogue, spec, chunk_nbytes)
-    attrs = dict(catalogue.schema.groups.get(group, {}))
+    attrs = catalogue.schema.groups.get(group, {})
     if not group:
         attrs = root_attributes(catalogue.schema, catalogue.provenance)
+    return _dataset(variables, attrs, inherited)
+
+
+def supplement_dataset(storage: Storage, group: str, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.Dataset:
+    """Open what lies beside the cubes: a series in memory as of now, and what was written once lazily.
+
+    Raises
+    ------
+    NotFoundError
+        There is no such supplement.
+    """
+    record = require_record(storage, group)
+    if record.dim:
+        record, arrays = read_series(storage, group)
+        variables = {s.name: xr.Variable(s.dims, arrays[s.path], dict(s.attrs)) for s in record.schema.arrays}
+    else:
+        catalogue = catalogue_of(storage, record)
+        variables = {spec.name: _variable(catalogue, spec, chunk_nbytes) for spec in record.schema.arrays}
+    return _dataset(variables, record.attrs)
+
+
+def _dataset(
+    variables: Mapping[str, xr.Variable], attrs: Mapping[str, Any], inherited: Mapping[str, xr.Variable] | None = None
+) -> xr.Dataset:
+    attrs = dict(attrs)
     labels = set(str(attrs.pop("coordinates", "")).split())
     coords = {name: v for name, v in variables.items() if v.dims == (name,) or name in labels}
     data = {name: v for name, v in variables.items() if name not in coords}
     return xr.Dataset(data, {**coords, **(inherited or {})}, attrs)
+
+
+def group_paths(catalogue: Catalogue) -> tuple[str, ...]:
+    """Paths of every group of a store, of its schema and beside it; "" is the root."""
+    above = {EXPERIMENTS_GROUP} if any(group != TRAINING_GROUP for group in catalogue.supplements) else set()
+    return tuple(sorted({*catalogue.schema.group_paths(), *catalogue.supplements, *above}))
 
 
 def require_group(catalogue: Catalogue, group: str) -> None:
@@ -103,8 +149,8 @@ def require_group(catalogue: Catalogue, group: str) -> None:
     NotFoundError
         Names those that are there.
     """
-    if group not in catalogue.schema.group_paths():
-        known = ", ".join(path for path in catalogue.schema.group_paths() if path)
+    if group not in group_paths(catalogue):
+        known = ", ".join(path for path in group_paths(catalogue) if path)
         raise NotFoundError(f"{catalogue.storage.path} has no group {group!r}: its groups are {known}.")
 
 
@@ -128,7 +174,7 @@ def layer_dataset(
 
 def tree(catalogue: Catalogue, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.DataTree:
     """Open the whole store; children inherit the root's ``checkpoint`` and ``example`` coordinates."""
-    groups = {f"/{path}": group_dataset(catalogue, path, chunk_nbytes) for path in catalogue.schema.group_paths()}
+    groups = {f"/{path}": group_dataset(catalogue, path, chunk_nbytes) for path in group_paths(catalogue)}
     return xr.DataTree.from_dict(groups)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "BLOCK_NBYTES",
     "Block",
     "Rows",
+    "array_document",
     "block",
     "block_nbytes",
     "block_shape",
@@ -34,9 +35,11 @@ __all__ = [
     "documents",
     "fill_value",
     "forecast",
+    "group_document",
     "n_blocks",
     "numpy_dtype",
     "padded",
+    "render",
     "root_attributes",
     "rows_of",
     "rows_per_block",
@@ -181,7 +184,8 @@ def digest(value: Any) -> str:
     return sha256(canonical_json(value)).hexdigest()
 
 
-def _array_document(spec: ArraySpec, n_checkpoints: int) -> dict[str, Any]:
+def array_document(spec: ArraySpec, n_checkpoints: int = 0) -> dict[str, Any]:
+    """Return the ``zarr.json`` of an array; a cube's has as many checkpoints as are planned."""
     lead = (n_checkpoints,) if spec.is_cube else ()
     chunk = ((1,) if spec.is_cube else ()) + block_shape(spec)
     fill = fill_value(spec.dtype)
@@ -204,7 +208,17 @@ def _checkpoint_spec() -> ArraySpec:
     return ArraySpec("checkpoint", (CHECKPOINT,), (), "int64", attrs=CHECKPOINT_ATTRS)
 
 
-def _render(document: Mapping[str, Any]) -> bytes:
+def group_document(attrs: Mapping[str, Any], nodes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the ``zarr.json`` of a group, with the metadata of the nodes below it where they are given, by path."""
+    document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": dict(attrs)}
+    if nodes is not None:
+        metadata = {path: nodes[path] for path in sorted(nodes)}
+        document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": metadata}
+    return document
+
+
+def render(document: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a ``zarr.json``."""
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
 
 
@@ -234,28 +248,13 @@ def documents(schema: Schema, provenance: Mapping[str, Any]) -> dict[str, bytes]
     nodes: dict[str, dict[str, Any]] = {}
     for path in schema.group_paths():
         if path:
-            nodes[path] = {
-                "zarr_format": 3,
-                "node_type": "group",
-                "attributes": dict(schema.groups.get(path, {})),
-            }
-    checkpoint = _array_document(_checkpoint_spec(), len(schema.checkpoints))
+            nodes[path] = group_document(schema.groups.get(path, {}))
+    checkpoint = array_document(_checkpoint_spec(), len(schema.checkpoints))
     checkpoint["chunk_grid"]["configuration"]["chunk_shape"] = [CHECKPOINTS_PER_CHUNK]
     nodes[CHECKPOINT] = checkpoint
     for spec in schema.arrays:
-        nodes[spec.path] = _array_document(spec, len(schema.checkpoints))
-    rendered = {f"{path}/zarr.json": _render(node) for path, node in nodes.items()}
+        nodes[spec.path] = array_document(spec, len(schema.checkpoints))
+    rendered = {f"{path}/zarr.json": render(node) for path, node in nodes.items()}
     rendered.update(checkpoint_chunks(schema))
-    rendered[ROOT_DOCUMENT] = _render(
-        {
-            "zarr_format": 3,
-            "node_type": "group",
-            "attributes": root_attributes(schema, provenance),
-            "consolidated_metadata": {
-                "kind": "inline",
-                "must_understand": False,
-                "metadata": {path: nodes[path] for path in sorted(nodes)},
-            },
-        }
-    )
+    rendered[ROOT_DOCUMENT] = render(group_document(root_attributes(schema, provenance), nodes))
     return rendered

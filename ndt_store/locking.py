@@ -22,22 +22,31 @@ class FileLock:
     The kernel drops the lock when the process ends, however it ends, so that a killed writer never has to be
     declared dead. The file's text is there for people.
 
+    Parameters
+    ----------
+    path : Path
+        The file.
+    what : str
+        What it guards, for the message.
+    wait : bool
+        Wait until the holder lets go, for what is held for milliseconds.
+
     Raises
     ------
     StoreLockedError
-        Another writer holds it.
+        Another writer holds it, and `wait` is false.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str, *, wait: bool = False) -> None:
         self._path = path
         while True:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 told = os.read(self._descriptor, 4096)
                 os.close(self._descriptor)
-                raise _locked(path, told) from None
+                raise _locked(what, told) from None
             except BaseException:
                 os.close(self._descriptor)
                 raise
@@ -65,13 +74,12 @@ class FileLock:
         os.close(self._descriptor)
 
 
-def _locked(path: Path, holder: bytes) -> StoreLockedError:
+def _locked(what: str, holder: bytes) -> StoreLockedError:
     try:
         who: dict[str, Any] = json.loads(holder)
         name = f"process {who['pid']} on {who['host']} (or a child of it) since {who['started']}"
     except (ValueError, KeyError, TypeError):
         name = "another process that has not yet said who it is"
     return StoreLockedError(
-        f"The store {path.parent} is being written by {name}: wait until it ends, or stop it and run the same "
-        "command again."
+        f"{what} is being written by {name}: wait until it ends, or stop it and run the same command again."
     )

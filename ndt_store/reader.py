@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 
 from ndt_store.blocks import BlockArray, read_block
 from ndt_store.catalogue import Catalogue
-from ndt_store.dims import ACTIVATIONS, EXAMPLE
+from ndt_store.dims import ACTIVATIONS, EXAMPLE, EXPERIMENTS_GROUP, TRAINING_GROUP
 from ndt_store.errors import NotFoundError
 from ndt_store.layout import CHUNK_NBYTES, block, block_shape, n_blocks, numpy_dtype
 from ndt_store.schema import Schema
 from ndt_store.storage import Storage, open_storage
+from ndt_store.supplements import experiment_group
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Store", "nearest_steps", "open_store"]
+__all__ = ["Store", "nearest_steps", "open_store", "open_training"]
 
 
 def open_store(path: str | os.PathLike[str] | Storage, *, chunk_nbytes: int = CHUNK_NBYTES) -> Store:
@@ -53,6 +54,32 @@ def open_store(path: str | os.PathLike[str] | Storage, *, chunk_nbytes: int = CH
         Its metadata are damaged.
     """
     return Store(Catalogue.read(open_storage(path)), chunk_nbytes)
+
+
+def open_training(path: str | os.PathLike[str] | Storage) -> xr.Dataset:
+    """Read the series that was tracked while training, which may still grow.
+
+    Parameters
+    ----------
+    path : str, PathLike or Storage
+        Where the training was tracked; there need not be a capture yet.
+
+    Returns
+    -------
+    xarray.Dataset
+        In memory, with the coordinate ``step`` and what was tracked at each step: as many rows as were safe when it was
+        read. Read it again to see more.
+
+    Raises
+    ------
+    NotFoundError
+        Nothing was tracked there.
+    IntegrityError
+        Record or blocks are damaged; names array and block.
+    """
+    from ndt_store import labelled
+
+    return labelled.supplement_dataset(open_storage(path), TRAINING_GROUP)
 
 
 class Store:
@@ -122,6 +149,34 @@ class Store:
         from ndt_store import labelled
 
         return labelled.group_dataset(self._catalogue, "", self._chunk_nbytes)
+
+    @property
+    def training(self) -> xr.Dataset:
+        """The series tracked while training, in memory, as of now and not of this snapshot; see `open_training`."""
+        return open_training(self._catalogue.storage)
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        """Names of the experiments beside the capture, sorted."""
+        prefix = f"{EXPERIMENTS_GROUP}/"
+        return tuple(g.removeprefix(prefix) for g in self._catalogue.supplements if g.startswith(prefix))
+
+    def experiment(self, name: str) -> xr.Dataset:
+        """Open the results of an experiment, lazily; each block is checked when it is read.
+
+        Raises
+        ------
+        NotFoundError
+            There is none of this name; names those that are there.
+        IntegrityError
+            Its record is damaged.
+        """
+        from ndt_store import labelled
+
+        if name not in self.experiments:
+            known = ", ".join(self.experiments) or "none yet"
+            raise NotFoundError(f"{self.path} has no experiment {name!r}: its experiments are {known}.")
+        return labelled.supplement_dataset(self._catalogue.storage, experiment_group(name), self._chunk_nbytes)
 
     @property
     def tree(self) -> xr.DataTree:

@@ -12,18 +12,30 @@ from ndt_store.errors import InvalidInputError, ResumeMismatchError
 from ndt_store.layout import Rows, blocks, canonical_json, padded, rows_of
 from ndt_store.schema import Schema
 
-__all__ = ["as_json", "check_same", "check_static", "mismatch"]
+__all__ = ["as_json", "check_fields", "check_same", "check_static", "mismatch"]
 
 IDENTITY = "identity"
 
 
-def mismatch(where: str, field: str, stored: Any, given: Any) -> ResumeMismatchError:
+def mismatch(where: str, field: str, stored: Any, given: Any, what: str = "capture") -> ResumeMismatchError:
     """Make the error for one differing field."""
     return ResumeMismatchError(
-        f"{where} was begun with {field} = {_short(stored)} and this capture has {_short(given)}: repeat the first "
-        "command to resume it, or capture into a new store.",
+        f"{where} was begun with {field} = {_short(stored)} and this {what} has {_short(given)}: repeat the first "
+        "command to resume it, or choose a new store.",
         field,
     )
+
+
+def check_fields(where: str, stored: Mapping[str, Any], given: Mapping[str, Any], what: str = "capture") -> None:
+    """Compare two JSON objects.
+
+    Raises
+    ------
+    ResumeMismatchError
+        Names the first field that differs, with both values.
+    """
+    for field, before, now in _differences(stored, given, ""):
+        raise mismatch(where, field, before, now, what)
 
 
 def as_json(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,10 +72,7 @@ def check_same(catalogue: Catalogue, schema: Schema, provenance: Mapping[str, An
     """
     where = catalogue.storage.path
     # Identity first: "another data set" says more than the sizes that follow from it.
-    for field, stored, given in _differences(
-        catalogue.provenance.get(IDENTITY, {}), dict(provenance.get(IDENTITY, {})), ""
-    ):
-        raise mismatch(where, field, stored, given)
+    check_fields(where, catalogue.provenance.get(IDENTITY, {}), provenance.get(IDENTITY, {}))
     planned = catalogue.schema.checkpoints
     if schema.checkpoints[: len(planned)] != planned and planned[: len(schema.checkpoints)] != schema.checkpoints:
         raise mismatch(where, "checkpoints", planned, schema.checkpoints)

@@ -10,6 +10,7 @@ where the file system allows it (`ndt_store.rawio`), and many small files become
 
 What need not last is derived from the rest, and readers write it too, without the lock. Its temporaries lie apart, in
 ``tmp/`` of its own first folder, so that neither a reader's write nor the sweep of a writer gets into the other's way.
+Writers of different parts of one place (`Storage.for_writer`) have locks and temporaries of their own likewise.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ndt_store.gathering import Gathering
 from ndt_store.locking import FileLock
 from ndt_store.rawio import READ_ADVICE, Buffer, as_bytes, read_all, remove_tree, storage_error, write_file
 
-__all__ = ["Buffer", "LocalStorage", "Lock", "Sink", "Storage", "open_storage"]
+__all__ = ["Buffer", "LocalStorage", "Lock", "Sink", "Storage", "of_writer", "open_storage"]
 
 LOCK_KEY: Final = "lock"
 TEMPORARY: Final = "tmp"
@@ -99,8 +100,16 @@ class Storage(Protocol):
         storage itself, from whichever thread, are as ever.
         """
 
-    def lock(self) -> Lock:
-        """Take the writer's lock or raise `StoreLockedError`, naming the holder."""
+    def lock(self, *, wait: bool = False) -> Lock:
+        """Take the writer's lock; where another has it, wait for it or raise `StoreLockedError`, naming the holder."""
+
+    def for_writer(self, name: str) -> Storage:
+        """Return the same place for a writer of another part of it, with a lock and temporaries of its own."""
+
+
+def of_writer(key: str, name: str) -> str:
+    """Return the key of a writer's own lock or temporaries; the store's writer has no name."""
+    return f"{key}-{name}" if name else key
 
 
 def open_storage(location: str | os.PathLike[str] | Storage) -> Storage:
@@ -135,6 +144,7 @@ class LocalStorage:
         self._named = os.fspath(root)
         # A relative path would follow the process when it changes its folder.
         self.root = Path(root).absolute()
+        self._writer = ""
         self._token = secrets.token_hex(4)
         self._counter = itertools.count()
         self._folders = Folders()
@@ -265,12 +275,19 @@ class LocalStorage:
         except OSError as error:
             raise storage_error(error, f"syncing folders of {self.root}") from error
 
-    def lock(self) -> Lock:
+    def lock(self, *, wait: bool = False) -> Lock:
         try:
             self._folders.make(self.root)
-            return FileLock(self.root / LOCK_KEY)
+            what = f"{self._writer}/ of {self.root}" if self._writer else f"The store {self.root}"
+            return FileLock(self.root / of_writer(LOCK_KEY, self._writer), what, wait=wait)
         except OSError as error:
             raise storage_error(error, f"locking {self.root}") from error
 
+    def for_writer(self, name: str) -> LocalStorage:
+        other = LocalStorage(self._named)
+        other.root, other._writer = self.root, name
+        return other
+
     def _temporary(self, *folder: str) -> Path:
-        return self.root.joinpath(*folder, TEMPORARY) / f"{os.getpid()}-{self._token}-{next(self._counter)}"
+        name = f"{os.getpid()}-{self._token}-{next(self._counter)}"
+        return self.root.joinpath(*folder, of_writer(TEMPORARY, self._writer)) / name

@@ -31,6 +31,7 @@ from ndt_store.creation import check_only_leftovers, create, restore_documents, 
 from ndt_store.errors import AlreadyExistsError, IncompleteStoreError, InvalidInputError, NotFoundError
 from ndt_store.layout import ROOT_DOCUMENT, Rows, block, documents, n_blocks
 from ndt_store.resume import as_json, check_same, check_static
+from ndt_store.root import changing_root, has_store, shown_nodes, with_nodes
 from ndt_store.schema import ArraySpec, Schema, as_step
 from ndt_store.storage import TEMPORARY, Lock, Storage, open_storage
 from ndt_store.views.shelf import PREFIX as VIEWS
@@ -88,13 +89,13 @@ class StoreWriter:
         storage = open_storage(path)
         values = static_values(schema, static)
         rendered = documents(schema, provenance := as_json(provenance))
-        if not storage.exists(ROOT_DOCUMENT):
+        if not has_store(storage):
             check_only_leftovers(storage, rendered)
         lock = storage.lock()
         try:
             storage.delete(TEMPORARY)
             storage.delete(f"{VIEWS}/{TEMPORARY}")
-            if storage.exists(ROOT_DOCUMENT):
+            if has_store(storage):
                 catalogue = Catalogue.read(storage)
                 check_same(catalogue, schema, provenance)
                 check_static(catalogue, values)
@@ -158,13 +159,16 @@ class StoreWriter:
         schema = catalogue.schema.with_checkpoints(checkpoints)
         # Blocks that other threads write meanwhile go their own way: these documents may fail and be dropped.
         with self._storage.gather() as sink:
-            for key, data in documents(schema, catalogue.provenance).items():
-                # The root comes last and after a sync: readers see either plan, never a mixture.
-                if key == ROOT_DOCUMENT:
-                    sink.sync()
+            rendered = documents(schema, catalogue.provenance)
+            root = rendered.pop(ROOT_DOCUMENT)
+            for key, data in rendered.items():
                 if before.get(key) != data:
                     sink.write(key, [data])
+            # The root comes last and after a sync: readers see either plan, never a mixture.
             sink.sync()
+            with changing_root(self._storage):
+                sink.write(ROOT_DOCUMENT, [with_nodes(self._storage, root, shown_nodes(self._storage))])
+                sink.sync()
         self._catalogue = replace(catalogue, schema=schema)
 
     def write_block(self, step: int, array: str, index: int, data: NDArray[Any], *, is_finite: bool = False) -> None:

@@ -50,17 +50,22 @@ class FaultyStorage(LocalStorage):
 
     def __init__(self, root: Path, at: int, fault: Callable[[str], None] = kill) -> None:
         super().__init__(root)
-        self.at = at
-        self.fault = fault
-        self.n_operations = 0
-        self._count_guard = threading.Lock()
+        self._turns = _Turns(at, fault)
+        self._count = self._turns.count
 
-    def _count(self, operation: str) -> None:
-        with self._count_guard:
-            self.n_operations += 1
-            due = self.n_operations == self.at
-        if due:
-            self.fault(operation)
+    @property
+    def at(self) -> int:
+        """Which operation faults next."""
+        return self._turns.at
+
+    @at.setter
+    def at(self, operation: int) -> None:
+        self._turns.at = operation
+
+    @property
+    def n_operations(self) -> int:
+        """Operations so far, of this storage and of those for other writers that it gave."""
+        return self._turns.n_operations
 
     def write(self, key: str, buffers: Sequence[Buffer], *, durable: bool = True) -> None:
         """Write, unless it is this operation's turn to fail."""
@@ -83,10 +88,33 @@ class FaultyStorage(LocalStorage):
         with super().gather() as sink:
             yield _FaultySink(sink, self._count)
 
-    def lock(self) -> Lock:
+    def lock(self, *, wait: bool = False) -> Lock:
         """Lock, unless it is this operation's turn to fail."""
         self._count("locking")
-        return super().lock()
+        return super().lock(wait=wait)
+
+    def for_writer(self, name: str) -> FaultyStorage:
+        """Return a storage that counts together with this one."""
+        other = FaultyStorage(self.root, 0)
+        other._writer, other._turns, other._count = name, self._turns, self._turns.count
+        return other
+
+
+class _Turns:
+    """Counts operations, and runs the fault when its turn comes."""
+
+    def __init__(self, at: int, fault: Callable[[str], None]) -> None:
+        self.at = at
+        self.fault = fault
+        self.n_operations = 0
+        self._guard = threading.Lock()
+
+    def count(self, operation: str) -> None:
+        with self._guard:
+            self.n_operations += 1
+            due = self.n_operations == self.at
+        if due:
+            self.fault(operation)
 
 
 class _FaultySink:

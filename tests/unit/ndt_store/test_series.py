@@ -1,0 +1,261 @@
+"""A series that grows while a network trains reads back as it was appended, by our code and by plain xarray."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from ndt_store import Column, SeriesWriter, open_store, open_training
+from ndt_store.errors import (
+    AlreadyExistsError,
+    DimensionError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    ResumeMismatchError,
+    SchemaError,
+    StoreLockedError,
+)
+from ndt_store.testing import flip_bit, simulate_store
+
+LAYERS = ["conv1", "blocks.0", "fc"]
+ROWS = {
+    "loss": Column(attrs={"long_name": "cross-entropy", "units": "nat"}),
+    "rank": Column(("layer",)),
+    "count": Column(dtype="int64"),
+    "best": Column(dtype="bool"),
+}
+
+
+def open_series(path, **changed):
+    given = {"rows": ROWS, "coords": {"layer": LAYERS}, "attrs": {"every": 5}, "identity": {"seed": 1}, **changed}
+    return SeriesWriter.open(path, **{"flush_interval_s": 1000.0, **given})
+
+
+def row(step):
+    rng = np.random.default_rng(step)
+    return {"loss": rng.random(), "rank": rng.random(3), "count": step * 2, "best": step % 2 == 0}
+
+
+def append(writer, *steps):
+    for step in steps:
+        writer.append(step, **row(step))
+
+
+def expected(*steps):
+    rows = [row(step) for step in steps]
+    data = {
+        name: (
+            (("step", *column.dims)),
+            np.array([r[name] for r in rows], column.dtype).reshape(-1, *(3,) * len(column.dims)),
+        )
+        for name, column in ROWS.items()
+    }
+    coords = {"step": ("step", np.array(steps, "int64")), "layer": LAYERS}
+    return xr.Dataset(data, coords)
+
+
+def check(found, *steps):
+    want = expected(*steps)
+    assert set(found.variables) == set(want.variables)
+    for name, variable in want.variables.items():
+        assert found[name].dims == variable.dims
+        assert name == "layer" or found[name].dtype == variable.dtype
+        np.testing.assert_array_equal(found[name].values, variable.values)
+
+
+def test_what_was_appended_is_read_back_bit_for_bit_with_attributes(tmp_path):
+    with open_series(tmp_path / "s") as writer:
+        append(writer, 0, 5, 700)
+    found = open_training(tmp_path / "s")
+    check(found, 0, 5, 700)
+    assert found.attrs == {"every": 5}
+    assert found.loss.attrs == {"long_name": "cross-entropy", "units": "nat"}
+    assert found.step.attrs["long_name"] == "training step"
+
+
+def test_plain_readers_see_the_same_rows_as_ours_whenever_they_look(tmp_path):
+    path = str(tmp_path / "s")
+    with open_series(path) as writer:
+        for begin in range(0, 1200, 300):
+            check(open_training(path), *range(begin))
+            for plain in (xr.open_zarr(path, group="training"), xr.open_zarr(f"{path}/training")):
+                xr.testing.assert_identical(plain.load(), open_training(path))
+            append(writer, *range(begin, begin + 300))
+            check(open_training(path), *range(begin))
+            writer.flush()
+    xr.testing.assert_identical(xr.open_zarr(path, group="training").load(), open_training(path))
+    check(open_training(path), *range(1200))
+
+
+def test_a_capture_into_the_place_of_a_series_keeps_it_and_shows_it_in_its_tree(tmp_path):
+    path = str(tmp_path / "s")
+    with open_series(path) as writer:
+        append(writer, 0, 5)
+        writer.flush()
+        with pytest.raises(NotFoundError, match="no capture yet"):
+            open_store(path)
+        store = simulate_store(path).store
+        append(writer, 10)
+    check(store.training, 0, 5, 10)
+    plain = xr.open_datatree(path, engine="zarr").load()
+    xr.testing.assert_identical(plain, open_store(path).tree.load())
+    xr.testing.assert_identical(plain, xr.open_datatree(path, engine="ndt").load())
+    check(plain["training"].to_dataset(inherit=False), 0, 5, 10)
+
+
+def test_a_series_beside_a_store_that_exists_is_shown_and_the_store_is_what_it_was(tmp_path):
+    path = str(tmp_path / "s")
+    before = simulate_store(path).store.tree.load()
+    with open_series(path) as writer:
+        append(writer, 0)
+    tree = xr.open_datatree(path, engine="zarr").load()
+    xr.testing.assert_identical(tree, open_store(path).tree.load())
+    del tree["training"]
+    xr.testing.assert_identical(tree, before)
+
+
+def test_a_series_that_is_opened_again_goes_on(tmp_path):
+    for begin in range(0, 1100, 220):
+        with open_series(tmp_path / "s") as writer:
+            assert writer.last_step == (begin - 1 if begin else None)
+            append(writer, *range(begin, begin + 220))
+    check(open_training(tmp_path / "s"), *range(1100))
+
+
+@pytest.mark.parametrize("last", [-1, 0, 100, 511, 512, 600, 1023, 1100, 1199, 5000])
+def test_truncate_drops_what_comes_after_a_step_and_what_is_appended_instead_counts(tmp_path, last):
+    path = tmp_path / "s"
+    with open_series(path) as writer:
+        append(writer, *range(1100))
+        writer.flush()
+        append(writer, *range(1100, 1200))
+        writer.truncate(last)
+        kept = range(min(last + 1, 1200))
+        assert writer.last_step == (kept[-1] if kept else None)
+        check(open_training(path), *kept[:1100])
+        append(writer, 6000, 6001)
+    check(open_training(path), *kept, 6000, 6001)
+    xr.testing.assert_identical(xr.open_zarr(str(path), group="training").load(), open_training(path))
+    with open_series(path) as writer:
+        append(writer, 6002)
+    check(open_training(path), *kept, 6000, 6001, 6002)
+
+
+def test_rows_are_safe_on_their_own_after_a_while(tmp_path):
+    with open_series(tmp_path / "s", flush_interval_s=0.0) as writer:
+        append(writer, 3)
+        check(open_training(tmp_path / "s"), 3)
+
+
+def test_append__raises_on_rows_that_do_not_fit_and_keeps_none_of_them(tmp_path):
+    with open_series(tmp_path / "s") as writer:
+        append(writer, 5)
+        for error, match, step, changed in (
+            (InvalidInputError, "last step is 5: steps increase", 5, {}),
+            (InvalidInputError, "last step is 5", 4, {}),
+            (SchemaError, "whole numbers", 6.5, {}),
+            (DimensionError, r"training/rank has shape \(3,\): got \(2,\)", 6, {"rank": [1.0, 2.0]}),
+            (InvalidInputError, "training/count holds int64: got 1.5", 6, {"count": 1.5}),
+            (InvalidInputError, "training/count holds int64: got nan", 6, {"count": np.nan}),
+            (InvalidInputError, "training/loss holds float64: got 'much'", 6, {"loss": "much"}),
+            (InvalidInputError, "'lost' is missing or unknown", 6, {"lost": 1.0}),
+        ):
+            with pytest.raises(error, match=match):
+                writer.append(step, **{**row(6), **changed})
+        with pytest.raises(InvalidInputError, match="'best' is missing"):
+            writer.append(6, loss=1.0, rank=[1, 2, 3], count=1)
+        append(writer, 6)
+    check(open_training(tmp_path / "s"), 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [
+        ("seed", {"identity": {"seed": 2}}),
+        ("columns.loss.dtype", {"rows": {**ROWS, "loss": Column(dtype="float32")}}),
+        ("columns.lr", {"rows": {**ROWS, "lr": Column()}}),
+        ("coords.layer", {"coords": {"layer": ["conv1", "blocks.1", "fc"]}}),
+        ("dim", {"dim": "epoch"}),
+    ],
+)
+def test_open__raises_where_another_series_was_begun(tmp_path, field, changed):
+    open_series(tmp_path / "s").close()
+    with pytest.raises(ResumeMismatchError, match=f"was begun with {field} = .* and this training has") as caught:
+        open_series(tmp_path / "s", **changed)
+    assert caught.value.field == field
+    open_series(tmp_path / "s").close()
+
+
+def test_open__raises_what_cannot_be_a_series(tmp_path):
+    for match, changed in (
+        ("dimension 'unit': give its labels", {"rows": {"loss": Column(("unit",))}}),
+        ("of string with codec none, and cannot grow", {"rows": {"loss": Column(dtype="string")}}),
+        ("has dtype 'complex64'", {"rows": {"loss": Column(dtype="complex64")}}),
+        ("described twice: training/layer", {"rows": {"layer": Column()}}),
+        ("'a/b' cannot name", {"rows": {"a/b": Column()}}),
+    ):
+        with pytest.raises(SchemaError, match=match):
+            open_series(tmp_path / "s", **changed)
+    with pytest.raises(InvalidInputError, match=r"identity.*cannot be kept as JSON"):
+        open_series(tmp_path / "s", identity={"seed": float("nan")})
+    assert not (tmp_path / "s").exists()
+
+
+def test_open__raises_where_somebody_elses_files_lie(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AlreadyExistsError, match="is a file"):
+        open_series(tmp_path / "file")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    with pytest.raises(AlreadyExistsError, match=r"holds 'thesis.tex'"):
+        open_series(tmp_path / "home")
+    xr.Dataset({"x": ("y", [1])}).to_zarr(tmp_path / "plain", zarr_format=3, consolidated=False)
+    with pytest.raises(AlreadyExistsError, match="is a Zarr hierarchy and no activation store"):
+        open_series(tmp_path / "plain")
+    simulate_store(tmp_path / "s")
+    (tmp_path / "s" / "training").mkdir()
+    (tmp_path / "s" / "training" / "notes.txt").write_text("x")
+    with pytest.raises(AlreadyExistsError, match=r"training/notes.txt"):
+        open_series(tmp_path / "s")
+
+
+def test_one_writer_at_a_time_and_a_capture_beside_it(tmp_path):
+    with open_series(tmp_path / "s"):
+        with pytest.raises(StoreLockedError, match=r"training/ of .* is being written by process \d+"):
+            open_series(tmp_path / "s")
+        simulate_store(tmp_path / "s")
+    open_series(tmp_path / "s").close()
+
+
+def test_open_training__raises_where_nothing_was_tracked(tmp_path):
+    with pytest.raises(NotFoundError, match="train with tracking"):
+        open_training(tmp_path / "s")
+    with pytest.raises(NotFoundError, match="train with tracking"):
+        _ = simulate_store(tmp_path / "s").store.training
+
+
+def test_a_closed_writer_says_so(tmp_path):
+    writer = open_series(tmp_path / "s")
+    writer.close()
+    writer.close()
+    for call in (lambda: append(writer, 1), writer.flush, lambda: writer.truncate(0)):
+        with pytest.raises(InvalidInputError, match="is closed: open it again"):
+            call()
+
+
+def test_a_flipped_bit_is_found_and_named(tmp_path, rng):
+    path = tmp_path / "s"
+    with open_series(path) as writer:
+        append(writer, *range(600))
+    for key in ("training/rank/c/0/0", "training/loss/c/1", "training/step/c/0", "training/layer/c/0"):
+        whole = (path / key).read_bytes()
+        flip_bit(path / key, rng)
+        with pytest.raises(IntegrityError) as caught:
+            open_training(path)
+        assert (caught.value.array, caught.value.block) == (key.split("/c/")[0], key)
+        (path / key).write_bytes(whole)
+    record = path / "commits" / "training.json"
+    flip_bit(record, rng)
+    for read in (open_training, open_series):
+        with pytest.raises(IntegrityError, match=r"commits/training.json is damaged"):
+            read(path)
