@@ -14,6 +14,7 @@ from .errors import (
     StorageError,
     StoreLockedError,
 )
+from .experiments import write_experiment
 from .reader import Store, open_store, open_training
 from .schema import ArraySpec, Schema
 from .series import SeriesWriter
@@ -52,4 +53,5 @@ __all__ = [
     "open_store",
     "open_training",
     "verify",
+    "write_experiment",
 ]

@@ -199,7 +199,7 @@ class BlockArray:
         """Read what integers, slices and arrays of integers select, each along its own axis."""
         values = self.read(_without_integers(key, self.shape))
         drop = tuple(0 if isinstance(k, int | np.integer) else slice(None) for k in expanded(key, self.ndim))
-        return np.asarray(values[drop])
+        return np.asarray(values[drop], self.dtype)
 
     def read(self, selectors: Sequence[Selector]) -> NDArray[Any]:
         """Read the entries that `selectors` name, one for each axis; every block is read at most once.

@@ -19,6 +19,7 @@ from click.exceptions import Exit
 from ndt_store.cliparts import (
     EXIT_DAMAGED,
     EXIT_EXPECTED,
+    beside,
     emit,
     exit_code,
     format_option,
@@ -146,6 +147,7 @@ def _facts(store: Store) -> dict[str, Any]:
         + (f", {steps[0]} to {steps[-1]}" if len(steps) else ""),
         "examples": str(len(store.examples)),
         "layers": f"{len(store.layers)}: {', '.join(store.layers)}",
+        **beside(store),
         "size": f"{human_nbytes(stored)} on disk, {human_nbytes(raw)} uncompressed",
         "complete": "yes" if store.is_complete else "no; run the same capture again to finish it",
     }
@@ -190,6 +192,8 @@ def ls(store: str, selection: Selection, output_format: str) -> None:
                 }
             )
     emit(rows, output_format)
+    if said := beside(opened):
+        tell("Beside the layers: " + "; ".join(f"{group}: {what}" for group, what in said.items()) + ".")
 
 
 @cli.command()
@@ -208,7 +212,9 @@ def verify(store: str, read_data: bool, output_format: str) -> None:
     looked = "read and checked" if read_data else "measured"
     say = click.echo if output_format == "table" else tell
     say(
-        f"{report.path}: {report.n_documents} documents, {report.n_commits} commits, {report.n_blocks} blocks "
+        f"{report.path}: {report.n_documents} documents, {report.n_commits} commits, "
+        + (f"{report.n_supplements} beside the cubes, " if report.n_supplements else "")
+        + f"{report.n_blocks} blocks "
         f"({human_nbytes(report.nbytes)}) {looked}; "
         + (f"{len(report.findings)} findings." if report.findings else "everything is as committed.")
     )

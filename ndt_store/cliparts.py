@@ -17,13 +17,17 @@ from typing import Any, Final, TypeVar
 
 import rich_click as click
 
+from ndt_store.dims import EXPERIMENTS_GROUP, TRAINING_GROUP
 from ndt_store.errors import IncompleteStoreError, IntegrityError, InvalidInputError, NdtError, NotFoundError
+from ndt_store.reader import Store
 from ndt_store.selection import Selection
+from ndt_store.supplement_data import read_series
 
 __all__ = [
     "EXIT_DAMAGED",
     "EXIT_EXPECTED",
     "EXIT_USAGE",
+    "beside",
     "emit",
     "exit_code",
     "explain_option",
@@ -96,6 +100,20 @@ def tell(message: str) -> None:
 def _printable(text: str) -> str:
     """Replace control characters: a store's names must not steer the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def beside(store: Store) -> dict[str, str]:
+    """Say what lies beside the cubes of a store, in words; empty where there is nothing."""
+    said = {}
+    if TRAINING_GROUP in store.catalogue.supplements:
+        record, arrays = read_series(store.catalogue.storage, TRAINING_GROUP)
+        steps = arrays[f"{TRAINING_GROUP}/{record.dim}"]
+        said[TRAINING_GROUP] = f"{len(steps)} rows" + (
+            f", {record.dim} {steps[0]} to {steps[-1]}" if len(steps) else ""
+        )
+    if store.experiments:
+        said[EXPERIMENTS_GROUP] = ", ".join(store.experiments)
+    return said
 
 
 def emit(

@@ -13,7 +13,7 @@ from ndt_store.commits import PREFIX, ArrayEntry, BlockEntry, CommitRecord, comm
 from ndt_store.dims import TRAINING_GROUP
 from ndt_store.errors import AlreadyExistsError, DimensionError, IntegrityError, InvalidInputError
 from ndt_store.layout import ROOT_DOCUMENT, Block, Rows, blocks, documents, rows_of
-from ndt_store.root import ROOT_WRITER, changing_root, shown_nodes, with_nodes
+from ndt_store.root import ROOT_WRITER, changing_root, store_root
 from ndt_store.schema import ArraySpec, Schema
 from ndt_store.storage import LOCK_KEY, TEMPORARY, Sink, Storage, of_writer
 from ndt_store.supplements import parse_group, record_key
@@ -51,7 +51,7 @@ def create(storage: Storage, schema: Schema, values: Mapping[str, Rows], rendere
         sink.write(commit_key(None), [CommitRecord(None, -1, arrays).to_json()])
         sink.sync()
         with changing_root(storage):
-            sink.write(ROOT_DOCUMENT, [with_nodes(storage, rendered[ROOT_DOCUMENT], shown_nodes(storage))])
+            sink.write(ROOT_DOCUMENT, [store_root(storage, rendered[ROOT_DOCUMENT])])
             sink.sync()
     return Catalogue.read(storage)
 
@@ -82,7 +82,7 @@ def restore_documents(catalogue: Catalogue) -> None:
     storage = catalogue.storage
     rendered = documents(catalogue.schema, catalogue.provenance)
     with changing_root(storage):
-        rendered[ROOT_DOCUMENT] = with_nodes(storage, rendered[ROOT_DOCUMENT], shown_nodes(storage))
+        rendered[ROOT_DOCUMENT] = store_root(storage, rendered[ROOT_DOCUMENT])
         for key, data in rendered.items():
             if storage.size(key) != len(data) or storage.read(key, len(data)) != data:
                 storage.write(key, [data])

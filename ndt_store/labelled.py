@@ -206,7 +206,8 @@ def cube(catalogue: Catalogue, kind: str, reduce: str, chunk_nbytes: int | None 
 def _variable(catalogue: Catalogue, spec: ArraySpec, chunk_nbytes: int | None) -> xr.Variable:
     blocks = BlockArray(catalogue, spec)
     is_label = spec.dims == (spec.name,) or (not spec.group and spec.name in LABEL_COORDS)
-    if is_label or math.prod(blocks.shape) == 0:
+    # dask makes a plain text of a single string.
+    if is_label or not blocks.shape or math.prod(blocks.shape) == 0:
         values = blocks[...]
         # Layers share their labels: what one of them could change would change in all.
         values.setflags(write=False)

@@ -153,7 +153,7 @@ class Rows(Protocol):
 def rows_of(spec: ArraySpec, values: Rows, where: Block) -> NDArray[Any]:
     """Return one block's values, contiguous and of the array's dtype."""
     part = np.asarray(values[where.start : where.stop] if spec.sizes else values)
-    return part if spec.dtype == "string" else np.ascontiguousarray(part, dtype=numpy_dtype(spec))
+    return part if spec.dtype == "string" else np.asarray(part, numpy_dtype(spec), order="C")
 
 
 def padded(spec: ArraySpec, data: NDArray[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from ndt_store.errors import InvalidInputError, ResumeMismatchError
 from ndt_store.layout import Rows, blocks, canonical_json, padded, rows_of
 from ndt_store.schema import Schema
 
-__all__ = ["as_json", "check_fields", "check_same", "check_static", "mismatch"]
+__all__ = ["as_json", "check_fields", "check_same", "check_static", "json_mapping", "mismatch"]
 
 IDENTITY = "identity"
 
@@ -50,15 +50,26 @@ def as_json(provenance: Mapping[str, Any]) -> dict[str, Any]:
     for section, entries in provenance.items():
         if not isinstance(entries, Mapping):
             raise InvalidInputError(f"provenance[{section!r}] is {type(entries).__name__}: expected a mapping.")
-        kept[section] = {}
-        for key, value in entries.items():
-            try:
-                kept[section][str(key)] = json.loads(canonical_json(value))
-            except (TypeError, ValueError) as error:
-                raise InvalidInputError(
-                    f"provenance[{section!r}][{key!r}] cannot be kept as JSON ({error}): give text, finite numbers, "
-                    "lists and mappings."
-                ) from error
+        kept[section] = json_mapping(entries, f"provenance[{section!r}]")
+    return kept
+
+
+def json_mapping(entries: Mapping[Any, Any], what: str) -> dict[str, Any]:
+    """Return a mapping as it will be read back: tuples as lists, keys as strings.
+
+    Raises
+    ------
+    InvalidInputError
+        JSON cannot hold it; names the entry.
+    """
+    kept: dict[str, Any] = {}
+    for key, value in entries.items():
+        try:
+            kept[str(key)] = json.loads(canonical_json(value))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInputError(
+                f"{what}[{key!r}] cannot be kept as JSON ({error}): give text, finite numbers, lists and mappings."
+            ) from error
     return kept
 
 

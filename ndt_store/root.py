@@ -21,7 +21,18 @@ from ndt_store.layout import ROOT_DOCUMENT, group_document, render
 from ndt_store.schema import FORMAT_VERSION
 from ndt_store.storage import Storage
 
-__all__ = ["ROOT_WRITER", "changing_root", "has_store", "is_provisional", "read_root", "shown_nodes", "with_nodes"]
+__all__ = [
+    "ROOT_WRITER",
+    "changing_root",
+    "has_store",
+    "is_provisional",
+    "is_supplement",
+    "merged",
+    "nodes_of",
+    "read_root",
+    "store_root",
+    "supplement_root",
+]
 
 MAX_ROOT_NBYTES: Final = 256 << 20
 ROOT_WRITER: Final = "root"
@@ -76,38 +87,56 @@ def has_store(storage: Storage) -> bool:
     return document is None or not is_provisional(document)
 
 
-def shown_nodes(storage: Storage) -> dict[str, Any]:
-    """Return the metadata of supplements in the root as it is, by path; call it while `changing_root`."""
-    return {p: node for p, node in _metadata(storage, read_root(storage)).items() if _is_supplement(p)}
+def store_root(storage: Storage, rendered: bytes) -> bytes:
+    """Return the root that the schema gives with the supplements that the root shows now; see `changing_root`."""
+    nodes = {p: node for p, node in nodes_of(storage, read_root(storage)).items() if is_supplement(p)}
+    return merged(storage, json.loads(rendered), nodes) if nodes else rendered
 
 
-def with_nodes(storage: Storage, root: bytes | None, nodes: Mapping[str, Any]) -> bytes:
-    """Return a root document with these nodes of supplements and no others.
+def supplement_root(storage: Storage, group: str, nodes: Mapping[str, Any]) -> bytes:
+    """Return the root that is there with these nodes of one supplement, none to hide it; see `changing_root`.
 
-    Parameters
-    ----------
-    storage : Storage
-        Where the store lies.
-    root : bytes or None
-        The document as the schema gives it, or None for the one that is there; a provisional one where there is none.
-    nodes : mapping of str to document
-        By path.
+    Where there is no root it is a provisional one.
 
     Raises
     ------
     SchemaError
-        A dimension of theirs is one of the root's too and does not fit it: no reader could open both as one tree.
+        A dimension is one of the root's too and does not fit it.
     """
-    if root is not None and not nodes:
-        return root
-    document = read_root(storage) if root is None else json.loads(root)
-    metadata = {path: node for path, node in _metadata(storage, document).items() if not _is_supplement(path)}
+    document = read_root(storage)
+    if document is None:
+        document = group_document(_PROVISIONAL, {})
+    others = {
+        path: node
+        for path, node in nodes_of(storage, document).items()
+        if is_supplement(path) and path != group and not path.startswith(f"{group}/")
+    }
+    return merged(storage, document, {**others, **nodes})
+
+
+def merged(storage: Storage, document: Mapping[str, Any], nodes: Mapping[str, Any]) -> bytes:
+    """Render a root document with these nodes of supplements in the place of those that it has.
+
+    Raises
+    ------
+    SchemaError
+        A dimension is one of the root's too and does not fit it: xarray could not open both as one tree.
+    """
+    metadata = {path: node for path, node in nodes_of(storage, document).items() if not is_supplement(path)}
     _require_aligned(metadata, nodes)
-    attributes = _PROVISIONAL if document is None else document["attributes"]
-    return render(group_document(attributes, {**metadata, **nodes}))
+    if not any(path.startswith(f"{EXPERIMENTS_GROUP}/") for path in nodes):
+        nodes = {path: node for path, node in nodes.items() if path != EXPERIMENTS_GROUP}
+    return render(group_document(document["attributes"], {**metadata, **nodes}))
 
 
-def _metadata(storage: Storage, document: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def nodes_of(storage: Storage, document: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the metadata that a root document consolidates, by path.
+
+    Raises
+    ------
+    IntegrityError
+        They are none.
+    """
     if document is None:
         return {}
     try:
@@ -119,7 +148,8 @@ def _metadata(storage: Storage, document: Mapping[str, Any] | None) -> Mapping[s
     return metadata
 
 
-def _is_supplement(path: str) -> bool:
+def is_supplement(path: str) -> bool:
+    """Whether a node lies in a supplement."""
     return path.split("/")[0] in (TRAINING_GROUP, EXPERIMENTS_GROUP)
 
 

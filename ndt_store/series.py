@@ -27,8 +27,8 @@ from ndt_store.commits import BlockEntry
 from ndt_store.dims import STEP, TRAINING_GROUP
 from ndt_store.errors import InvalidInputError
 from ndt_store.layout import ROOT_DOCUMENT, block, blocks, rows_of
-from ndt_store.resume import as_json
-from ndt_store.root import changing_root, shown_nodes, with_nodes
+from ndt_store.resume import json_mapping
+from ndt_store.root import changing_root, supplement_root
 from ndt_store.schema import ArraySpec, as_step
 from ndt_store.series_plan import Column, as_labels, as_row, check_place, check_same, plan_series
 from ndt_store.storage import TEMPORARY, Lock, Sink, Storage, of_writer, open_storage
@@ -99,9 +99,10 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
             Record or blocks are damaged.
         """
         storage = open_storage(path).for_writer(TRAINING_GROUP)
-        kept = as_json({"identity": identity or {}, "attrs": attrs or {}})
         labels = {name: as_labels(name, values) for name, values in (coords or {}).items()}
-        planned = plan_series(rows, labels, dim, kept["attrs"], kept["identity"])
+        planned = plan_series(
+            rows, labels, dim, json_mapping(attrs or {}, "attrs"), json_mapping(identity or {}, "identity")
+        )
         check_place(storage, planned)
         lock = storage.lock()
         try:
@@ -242,7 +243,7 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
 
     def _create(self, labels: Mapping[str, NDArray[Any]]) -> None:
         storage, record = self._storage, self._record
-        with_nodes(storage, None, record.nodes())  # raises before anything is written
+        supplement_root(storage, TRAINING_GROUP, record.nodes())  # raises before anything is written
         with storage.gather() as sink:
             written = {
                 spec.path: ()
@@ -276,11 +277,10 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         """Show what the blocks on disk hold: to plain readers by the metadata, to ours by the record."""
         storage = self._storage
         with changing_root(storage):
-            others = {path: node for path, node in shown_nodes(storage).items() if path.split("/")[0] != TRAINING_GROUP}
             for key, data in record.documents().items():
                 sink.write(key, [data])
-            sink.write(ROOT_DOCUMENT, [with_nodes(storage, None, {**others, **record.nodes()})])
             sink.write(record_key(TRAINING_GROUP), [record.to_json()])
+            sink.write(ROOT_DOCUMENT, [supplement_root(storage, TRAINING_GROUP, record.nodes())])
             sink.sync()
         self._record = record
 

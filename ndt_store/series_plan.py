@@ -15,7 +15,7 @@ from ndt_store.commits import PREFIX
 from ndt_store.dims import STEP, TRAINING_GROUP
 from ndt_store.errors import AlreadyExistsError, DimensionError, InvalidInputError, SchemaError
 from ndt_store.layout import BLOCK_NBYTES, CHECKPOINT_ATTRS, numpy_dtype, rows_per_block
-from ndt_store.resume import check_fields
+from ndt_store.resume import check_fields, json_mapping
 from ndt_store.root import read_root
 from ndt_store.schema import ArraySpec, Schema, check_name
 from ndt_store.storage import LOCK_KEY, Storage, of_writer
@@ -92,7 +92,9 @@ def plan_series(
         specs.append(ArraySpec(f"{TRAINING_GROUP}/{name}", (name,), values.shape, dtype, in_block))
     for name, column in columns.items():
         path, dims = f"{TRAINING_GROUP}/{name}", (dim, *column.dims)
-        specs.append(ArraySpec(path, dims, (rows, *sizes[name]), column.dtype, rows, attrs=dict(column.attrs)))
+        specs.append(
+            ArraySpec(path, dims, (rows, *sizes[name]), column.dtype, rows, attrs=json_mapping(column.attrs, name))
+        )
     schema = Schema((), tuple(specs), {TRAINING_GROUP: attrs})
     return SupplementRecord(TRAINING_GROUP, schema, {spec.path: () for spec in specs}, identity, dim)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from ndt_store.codecs import profile
@@ -111,18 +111,20 @@ class SupplementRecord:
     def nodes(self) -> dict[str, dict[str, Any]]:
         """Return the metadata of the group and of what is above and below it, by path in the store."""
         above = {EXPERIMENTS_GROUP: group_document({})} if self.group != TRAINING_GROUP else {}
-        return {**above, self.group: group_document(self.attrs), **self._arrays()}
+        return {**above, self.group: group_document(_ordered(self.attrs)), **self._arrays()}
 
     def documents(self) -> dict[str, bytes]:
         """Render the ``zarr.json`` of each node; the group's shows its arrays, so that they get longer all at once."""
         arrays = self._arrays()
-        own = group_document(self.attrs, {path.removeprefix(f"{self.group}/"): node for path, node in arrays.items()})
+        own = group_document(
+            _ordered(self.attrs), {path.removeprefix(f"{self.group}/"): node for path, node in arrays.items()}
+        )
         return {f"{path}/zarr.json": render(node) for path, node in {**self.nodes(), self.group: own}.items()}
 
     def _arrays(self) -> dict[str, dict[str, Any]]:
         nodes = {}
         for spec in self.schema.arrays:
-            nodes[spec.path] = array_document(spec)
+            nodes[spec.path] = array_document(replace(spec, attrs=_ordered(spec.attrs)))
             if self.grows(spec):
                 nodes[spec.path]["shape"] = [self.n_rows, *spec.sizes[1:]]
         return nodes
@@ -211,3 +213,8 @@ def read_record(storage: Storage, group: str) -> SupplementRecord | None:
     if len(data) > MAX_RECORD_NBYTES:
         raise IntegrityError(f"The record {key} of {storage.path} is larger than any record: restore it.", key)
     return SupplementRecord.from_json(data, group)
+
+
+def _ordered(attrs: Mapping[str, Any]) -> Any:
+    """Return attributes in the order in which a record gives them, so that equal records render equal documents."""
+    return json.loads(canonical_json(attrs))

@@ -2,7 +2,8 @@
 
 Three things are compared, each with something independent of it. Metadata documents are rendered again from the schema
 and compared byte for byte. Commit records carry their own digest and have to list the blocks that the schema plans.
-Block files are compared in size, and with ``read_data`` in content, with what the records say.
+Block files are compared in size, and with ``read_data`` in content, with what the records say. The same holds for what
+lies beside the cubes (`ndt_store.verify_supplements`).
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from ndt_store.blocks import read_block
 from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import CRC_NBYTES, crc32c
 from ndt_store.commits import BlockEntry, commit_key, parse_step
 from ndt_store.dims import CHECKPOINT
 from ndt_store.errors import IntegrityError, StorageError
-from ndt_store.layout import ROOT_DOCUMENT, block_shape, documents, numpy_dtype
+from ndt_store.findings import DAMAGED, INCOMPLETE, VIEW, Finding, measured, read
+from ndt_store.layout import ROOT_DOCUMENT, documents
 from ndt_store.reader import Store
 from ndt_store.schema import ArraySpec
+from ndt_store.supplements import parse_group
+from ndt_store.verify_supplements import check_supplements
 from ndt_store.views.frame import frame_of, has_views
 from ndt_store.views.gram_view import GRAM_VIEWS, GramView
 from ndt_store.views.kinds import MomentsView, TopView
@@ -32,31 +35,6 @@ from ndt_store.views.shelf import DAMAGED as DAMAGED_VIEW
 from ndt_store.views.shelf import STALE, index_command, look, view_key
 
 __all__ = ["Finding", "VerifyReport", "verify"]
-
-DAMAGED = "damaged"
-INCOMPLETE = "incomplete"
-VIEW = "view"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong.
-
-    Parameters
-    ----------
-    severity : {"damaged", "incomplete", "view"}
-        Damage means that committed data are lost or altered; incomplete means that a capture has not finished; a view
-        that is damaged or stale costs time and no data.
-    array, block : str
-        Path of the array and key of the block or file; "" where none is concerned.
-    message : str
-        One sentence.
-    """
-
-    severity: str
-    array: str
-    block: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +47,7 @@ class VerifyReport:
     n_commits: int
     n_blocks: int
     nbytes: int
+    n_supplements: int
     findings: tuple[Finding, ...]
 
     @property
@@ -88,8 +67,7 @@ def verify(
         What to check, as of now.
     read_data : bool
         Also read, checksum and decode every committed block, and look at the checksum, origin and form of every view,
-        not at its numbers. Without it files are only counted and
-        measured, and views passed over.
+        not at its numbers. Without it files are only counted and measured, and views passed over.
     n_threads : int
         Blocks read at once.
     progress : callable, optional
@@ -103,10 +81,12 @@ def verify(
     catalogue = store.refresh().catalogue
     findings: list[Finding] = []
     rendered = documents(catalogue.schema, catalogue.provenance)
+    beside = check_supplements(catalogue, rendered[ROOT_DOCUMENT], read_data=read_data)
+    rendered[ROOT_DOCUMENT] = beside.root
     for key, expected in rendered.items():
         findings.extend(_check_document(catalogue, key, expected))
     for key in catalogue.storage.list("commits"):
-        if parse_step(key) not in catalogue.schema.checkpoints and key != commit_key(None):
+        if parse_step(key) not in catalogue.schema.checkpoints and parse_group(key) is None and key != commit_key(None):
             findings.append(Finding(DAMAGED, key, "", f"{key} is the record of no planned checkpoint."))
     missing = [step for step in catalogue.schema.checkpoints if step not in catalogue.committed]
     if missing:
@@ -114,7 +94,8 @@ def verify(
         message = f"{len(missing)} of {len(catalogue.schema.checkpoints)} checkpoints are not committed: {shown}."
         findings.append(Finding(INCOMPLETE, "", "", message))
 
-    work: list[tuple[ArraySpec, BlockEntry]] = []
+    findings.extend(beside.findings)
+    work: list[tuple[Catalogue, ArraySpec, BlockEntry]] = list(beside.work)
     for step in (None, *catalogue.committed):
         try:
             record = catalogue.record(step)
@@ -125,10 +106,12 @@ def verify(
             findings.append(Finding(DAMAGED, commit_key(step), "", str(error)))
             continue
         specs = {spec.path: spec for spec in catalogue.schema.arrays}
-        work.extend((specs[path], entry) for path, arrays in record.arrays.items() for entry in arrays.blocks)
-    check = _read if read_data else _measure
+        work.extend(
+            (catalogue, specs[path], entry) for path, arrays in record.arrays.items() for entry in arrays.blocks
+        )
+    check = read if read_data else measured
     with ThreadPoolExecutor(n_threads) as pool:
-        for done, finding in enumerate(pool.map(lambda item: check(catalogue, *item), work), 1):
+        for done, finding in enumerate(pool.map(lambda item: check(*item), work), 1):
             findings.extend(finding)
             if progress is not None:
                 progress(done, len(work))
@@ -137,20 +120,13 @@ def verify(
     return VerifyReport(
         catalogue.storage.path,
         read_data,
-        len(rendered),
+        len(rendered) + beside.n_documents,
         len(catalogue.committed),
-        len(work),
-        sum(entry.nbytes for _, entry in work),
+        len(work) + len(beside.growing),
+        sum(entry.nbytes for _, _, entry in work) + sum(entry.nbytes for entry in beside.growing),
+        len(catalogue.supplements),
         tuple(findings),
     )
-
-
-def _read(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Finding]:
-    try:
-        read_block(catalogue.storage, spec, entry, np.empty(block_shape(spec), numpy_dtype(spec)))
-    except IntegrityError as error:
-        return [Finding(DAMAGED, error.array, error.block, str(error))]
-    return []
 
 
 def _check_views(catalogue: Catalogue) -> Iterator[Finding]:
@@ -166,17 +142,6 @@ def _check_views(catalogue: Catalogue) -> Iterator[Finding]:
                     yield Finding(VIEW, spec.path, key, message)
         except (IntegrityError, StorageError):
             return  # labels or records are damaged, which is found and named where they are read
-
-
-def _measure(catalogue: Catalogue, spec: ArraySpec, entry: BlockEntry) -> list[Finding]:
-    try:
-        size = catalogue.storage.size(entry.key)
-    except StorageError as error:
-        return [Finding(DAMAGED, spec.path, entry.key, str(error))]
-    if size == entry.nbytes:
-        return []
-    what = "is missing" if size is None else f"has {size} bytes where {entry.nbytes} were committed"
-    return [Finding(DAMAGED, spec.path, entry.key, f"Block {entry.key} of array {spec.path} {what}.")]
 
 
 def _check_document(catalogue: Catalogue, key: str, expected: bytes) -> Iterable[Finding]:

@@ -31,7 +31,7 @@ from ndt_store.creation import check_only_leftovers, create, restore_documents, 
 from ndt_store.errors import AlreadyExistsError, IncompleteStoreError, InvalidInputError, NotFoundError
 from ndt_store.layout import ROOT_DOCUMENT, Rows, block, documents, n_blocks
 from ndt_store.resume import as_json, check_same, check_static
-from ndt_store.root import changing_root, has_store, shown_nodes, with_nodes
+from ndt_store.root import changing_root, has_store, store_root
 from ndt_store.schema import ArraySpec, Schema, as_step
 from ndt_store.storage import TEMPORARY, Lock, Storage, open_storage
 from ndt_store.views.shelf import PREFIX as VIEWS
@@ -167,7 +167,7 @@ class StoreWriter:
             # The root comes last and after a sync: readers see either plan, never a mixture.
             sink.sync()
             with changing_root(self._storage):
-                sink.write(ROOT_DOCUMENT, [with_nodes(self._storage, root, shown_nodes(self._storage))])
+                sink.write(ROOT_DOCUMENT, [store_root(self._storage, root)])
                 sink.sync()
         self._catalogue = replace(catalogue, schema=schema)
 

@@ -11,10 +11,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_store.dims import ATTENTIONS, EXAMPLE, HEAD, KEY, QUERY, TOKEN, UNIT, X, Y
+from ndt_store.dims import ATTENTIONS, EXAMPLE, HEAD, KEY, LAYER, QUERY, TOKEN, UNIT, X, Y
 from ndt_store.layout import blocks
 from ndt_store.planning import ProbeSet, Tap, plan_store
 from ndt_store.reader import Store, open_store
+from ndt_store.series import SeriesWriter
+from ndt_store.series_plan import Column
 from ndt_store.storage import Storage
 from ndt_store.writer import StoreWriter
 
@@ -48,6 +50,7 @@ def simulate_store(
     codec: str = "fast",
     block_nbytes: int = 2048,
     n_committed: int | None = None,
+    n_tracked: int = 0,
     seed: int = 0,
 ) -> Simulated:
     """Write a store of random data, or of planted data where given.
@@ -70,6 +73,8 @@ def simulate_store(
         As in `ndt_store.planning.plan_store`. The small default makes several blocks of little data.
     n_committed : int, optional
         Stop after this many checkpoints, as a capture that was killed would.
+    n_tracked : int
+        Rows of a series of the training, at steps 0, 5, 10 and so on; 0 makes none.
     seed : int
         Of the random generator; equal arguments give equal stores.
 
@@ -129,7 +134,20 @@ def simulate_store(
                         step, spec.path, block.index, np.asarray(arrays[spec.path][(position, *entries)])
                     )
             writer.commit(step, str(arrays["weights_digest"][position]))
+    if n_tracked:
+        _track(path, tuple(layers), n_tracked, seed)
     return Simulated(open_store(path), {**static, **arrays})
+
+
+def _track(path: str | os.PathLike[str] | Storage, layers: Sequence[str], n_rows: int, seed: int) -> None:
+    """Append a loss that falls and a dimension that grows, with noise that is the same whenever it is resumed."""
+    rows = {"loss": Column(), "participation_ratio": Column((LAYER,))}
+    with SeriesWriter.open(path, rows=rows, coords={LAYER: layers}, identity={"seed": seed}) as writer:
+        for n in range(n_rows):
+            rng = np.random.default_rng((seed, n))
+            if writer.last_step is None or 5 * n > writer.last_step:
+                grown = 2.0 + 8.0 * n / n_rows + rng.random(len(layers))
+                writer.append(5 * n, loss=2.0 / (1 + n) + 0.1 * rng.random(), participation_ratio=grown)
 
 
 def _values(
