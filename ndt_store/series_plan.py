@@ -18,7 +18,7 @@ from ndt_store.layout import BLOCK_NBYTES, CHECKPOINT_ATTRS, numpy_dtype, rows_p
 from ndt_store.resume import check_fields, json_mapping
 from ndt_store.root import read_root
 from ndt_store.schema import ArraySpec, Schema, check_name
-from ndt_store.storage import LOCK_KEY, Storage, of_writer
+from ndt_store.storage import LOCK_KEY, TEMPORARY, Storage, of_writer
 from ndt_store.supplement_data import catalogue_of
 from ndt_store.supplements import SupplementRecord, record_key
 
@@ -114,9 +114,10 @@ def check_place(storage: Storage, planned: SupplementRecord) -> None:
         raise AlreadyExistsError(f"{storage.path} is a Zarr hierarchy and no activation store: choose another path.")
     if document is None:
         found = {key.split("/")[0] for key in storage.list()}
-        if found and not found & {PREFIX, LOCK_KEY, of_writer(LOCK_KEY, TRAINING_GROUP)}:
+        foreign = found - {TRAINING_GROUP, of_writer(TEMPORARY, TRAINING_GROUP)}
+        if foreign and not foreign & {PREFIX, LOCK_KEY, of_writer(LOCK_KEY, TRAINING_GROUP)}:
             raise AlreadyExistsError(
-                f"{storage.path} is no activation store but holds {min(found)!r}: choose a path that does not exist "
+                f"{storage.path} is no activation store but holds {min(foreign)!r}: choose a path that does not exist "
                 "yet."
             )
     if not storage.exists(record_key(TRAINING_GROUP)):

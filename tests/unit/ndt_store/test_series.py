@@ -1,13 +1,18 @@
 """A series that grows while a network trains reads back as it was appended, by our code and by plain xarray."""
 
+import contextlib
+import threading
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import xarray as xr
 
-from ndt_store import Column, SeriesWriter, open_store, open_training
+from ndt_store import Column, SeriesWriter, StoreWriter, open_store, open_training, series_plan, verify
 from ndt_store.errors import (
     AlreadyExistsError,
     DimensionError,
+    FormatVersionError,
     IntegrityError,
     InvalidInputError,
     NotFoundError,
@@ -15,7 +20,8 @@ from ndt_store.errors import (
     SchemaError,
     StoreLockedError,
 )
-from ndt_store.testing import flip_bit, simulate_store
+from ndt_store.storage import LocalStorage
+from ndt_store.testing import DAMAGES, data_files, flip_bit, simulate_store
 
 LAYERS = ["conv1", "blocks.0", "fc"]
 ROWS = {
@@ -259,3 +265,139 @@ def test_a_flipped_bit_is_found_and_named(tmp_path, rng):
     for read in (open_training, open_series):
         with pytest.raises(IntegrityError, match=r"commits/training.json is damaged"):
             read(path)
+
+
+def test_readers_beside_a_writer_see_a_prefix_and_never_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(series_plan, "ROWS", 8)
+    path = str(tmp_path / "s")
+    stop = threading.Event()
+    failures = []
+    seen = {"ours": set(), "plain": set()}
+
+    def look(name, read):
+        while not stop.is_set():
+            try:
+                found = read()
+                check(found, *range(found.sizes["step"]))
+                seen[name].add(found.sizes["step"])
+            except Exception as error:
+                failures.append(error)
+                return
+
+    with open_series(path) as writer:
+        readers = [("ours", lambda: open_training(path)), ("plain", lambda: xr.open_zarr(f"{path}/training").load())]
+        threads = [threading.Thread(target=look, args=reader) for reader in readers]
+        for thread in threads:
+            thread.start()
+        for step in range(60):
+            append(writer, step)
+            writer.flush()
+        # A plain reader that holds the metadata of rows that are dropped reads others in their place; ours looks again.
+        stop.set()
+        for thread in threads:
+            thread.join()
+        stop.clear()
+        thread = threading.Thread(target=look, args=readers[0])
+        thread.start()
+        for turn in range(30):
+            writer.truncate(20 + turn)
+            append(writer, *range(21 + turn, 40 + turn))
+            writer.flush()
+        stop.set()
+        thread.join()
+    assert not failures
+    assert all(len(lengths) > 1 for lengths in seen.values())
+
+
+def test_a_capture_and_a_series_that_change_the_root_together_both_show_in_it(tmp_path):
+    path = tmp_path / "s"
+    sim = simulate_store(path, n_committed=0)
+    static = {spec.path: sim.arrays[spec.path] for spec in sim.store.schema.static}
+
+    def extend():
+        with StoreWriter.open(path, sim.store.schema, static=static, provenance=sim.store.provenance) as writer:
+            for n in range(30):
+                writer.extend([1000 + n])
+
+    thread = threading.Thread(target=extend)
+    with open_series(path) as writer:
+        thread.start()
+        for step in range(30):
+            append(writer, step)
+            writer.flush()
+        thread.join()
+    plain = xr.open_datatree(str(path), engine="zarr")
+    assert plain.sizes["checkpoint"] == 33
+    check(plain["training"].to_dataset(inherit=False).load(), *range(30))
+    assert not [f for f in verify(open_store(path), read_data=True).findings if f.severity == "damaged"]
+
+
+def test_verify_counts_a_series_and_finds_every_damage_to_it(tmp_path):
+    root = tmp_path / "s"
+    plain = verify(simulate_store(root, layers={"fc": (3,)}).store, read_data=True)
+    with open_series(root) as writer:
+        append(writer, *range(600))
+    report = verify(open_store(root), read_data=True)
+    assert report.ok
+    assert report.n_supplements == 1
+    # Two blocks of each growing array and one of labels; a document of each array and of the group.
+    assert report.n_blocks == plain.n_blocks + 2 * 5 + 1
+    assert report.n_documents == plain.n_documents + 7
+    rng = np.random.default_rng(1)
+    files = [*data_files(root / "training"), root / "commits" / "training.json", root / "zarr.json"]
+    for trial, file in enumerate(files * 6):
+        whole = file.read_bytes()
+        DAMAGES[(trial + trial // len(files)) % 3](file, rng)
+        key = file.relative_to(root).as_posix()
+        if key == "zarr.json":
+            with contextlib.suppress(IntegrityError, NotFoundError, FormatVersionError):
+                assert not verify(open_store(root), read_data=True).ok
+        else:
+            findings = verify(open_store(root), read_data=True).findings
+            assert any(key in (f.array, f.block, f"{f.array}/zarr.json") for f in findings), (key, findings)
+        file.write_bytes(whole)
+    assert verify(open_store(root), read_data=True).ok
+
+
+def test_verify_tells_an_interrupted_flush_from_damage(tmp_path):
+    root = tmp_path / "s"
+    simulate_store(root, layers={"fc": (3,)})
+    keys = ("zarr.json", "training/zarr.json", "training/loss/zarr.json")
+    with open_series(root) as writer:
+        append(writer, 1, 2)
+        writer.flush()
+        older = {key: (root / key).read_bytes() for key in keys}
+        append(writer, 3)
+    for key, data in older.items():
+        whole = (root / key).read_bytes()
+        (root / key).write_bytes(data)
+        (finding,) = verify(open_store(root), read_data=True).findings
+        assert (finding.severity, finding.array) == ("incomplete", key)
+        assert "shows 2 rows of training where the record counts 3" in finding.message
+        (root / key).write_bytes(whole)
+    for key, data in older.items():
+        (root / key).write_bytes(data)
+    open_series(root).close()
+    assert verify(open_store(root), read_data=True).ok
+
+
+def test_dimensions_that_the_root_has_too_are_refused_because_no_tree_could_hold_both(tmp_path):
+    simulate_store(tmp_path / "s")
+    with pytest.raises(SchemaError, match="Dimension 'class' of training/class has 5 entries"):
+        open_series(tmp_path / "s", rows={"loss": Column(("class",))}, coords={"class": list("abcde")})
+    assert not (tmp_path / "s" / "training").exists()
+    assert verify(open_store(tmp_path / "s")).ok
+
+
+def test_opening_a_store_reads_nothing_of_its_series(tmp_path):
+    class Counting(LocalStorage):
+        keys: ClassVar[list[str]] = []
+
+        def read(self, key, limit):
+            self.keys.append(key)
+            return super().read(key, limit)
+
+    simulate_store(tmp_path / "s", n_tracked=3)
+    store = open_store(Counting(tmp_path / "s"))
+    assert Counting.keys == ["zarr.json"]
+    assert store.training.sizes["step"] == 3
