@@ -1,8 +1,9 @@
 """SeriesWriter: appends rows to the series that is tracked while a network trains.
 
 1. `SeriesWriter.open` takes the series' own lock, so that a capture may write beside it, also before there is a store.
-2. `append` keeps a row in memory. `flush` writes the blocks that have new rows, with those they had, and makes them
-   durable. Then come the metadata of plain Zarr readers and the record; until then every reader sees the rows before.
+2. `append` keeps a row in memory. `flush`, which begins on its own every other second and then runs beside the caller,
+   writes the blocks that have new rows, with those they had, and makes them durable. Then come the metadata of plain
+   Zarr readers and the record; until then every reader sees the rows before.
 3. `truncate` drops rows: first from the record, so that what is appended instead never meets a record of the old rows.
 
 A writer that dies loses the rows since its last flush. Open it again and append from `last_step` on.
@@ -13,27 +14,22 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ndt_store.blocks import write_block
-from ndt_store.codecs import crc32c
-from ndt_store.commits import BlockEntry
 from ndt_store.dims import STEP, TRAINING_GROUP
-from ndt_store.errors import InvalidInputError
-from ndt_store.layout import ROOT_DOCUMENT, block, blocks, rows_of
+from ndt_store.errors import InvalidInputError, StorageError
 from ndt_store.resume import json_mapping
-from ndt_store.root import changing_root, supplement_root
-from ndt_store.schema import ArraySpec, as_step
+from ndt_store.schema import as_step
+from ndt_store.series_blocks import begin, extend, last_rows, publish, read_steps, shorten
 from ndt_store.series_plan import Column, as_labels, as_row, check_place, check_same, plan_series
-from ndt_store.storage import TEMPORARY, Lock, Sink, Storage, of_writer, open_storage
-from ndt_store.supplement_data import read_rows
-from ndt_store.supplements import SupplementRecord, read_record, record_key
+from ndt_store.storage import TEMPORARY, Lock, Storage, of_writer, open_storage
+from ndt_store.supplement_data import require_record
+from ndt_store.supplements import SupplementRecord, read_record
 
 __all__ = ["SeriesWriter"]
 
@@ -48,9 +44,11 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         self._flush_interval_s = flush_interval_s
         self._flushed_at = time.monotonic()
         self._growing = tuple(spec for spec in record.schema.arrays if record.grows(spec))
-        # What is in memory begins with the last block, which is written anew when it gains rows.
-        self._rows: dict[str, list[NDArray[Any]]] = {}
-        self._steps: list[int] = []
+        # The last block is written anew when it gains rows: what is in memory begins with it.
+        self._rows = last_rows(storage, record, record.n_rows)
+        self._steps = read_steps(storage, record)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ndt-series")
+        self._flushing: Future[SupplementRecord] | None = None
 
     @classmethod
     def open(
@@ -75,7 +73,7 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         coords : mapping of str to array
             Labels, shape (n,), of each dimension that columns have beside `dim`.
         dim : str
-            The growing dimension; its coordinate are the steps.
+            The growing dimension, whose coordinate holds the steps.
         attrs : mapping
             JSON attributes of the group, kept from the first call.
         identity : mapping
@@ -108,17 +106,15 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         try:
             storage.delete(of_writer(TEMPORARY, TRAINING_GROUP))
             record = read_record(storage, TRAINING_GROUP)
-            if record is not None:
-                check_same(storage, record, planned, labels)
-            writer = cls(storage, lock, record or planned, flush_interval_s)
             if record is None:
-                writer._create(labels)
+                record = begin(storage, planned, labels)
             else:
-                writer._resume()
+                check_same(storage, record, planned, labels)
+                publish(storage, record)  # once more, because the writer before may have died on the way
+            return cls(storage, lock, record, flush_interval_s)
         except BaseException:
             lock.release()
             raise
-        return writer
 
     @property
     def last_step(self) -> int | None:
@@ -126,7 +122,7 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         return self._steps[-1] if self._steps else None
 
     def append(self, step: int, **values: ArrayLike) -> None:
-        """Add one row; it is safe after the next flush, which comes on its own in time.
+        """Add one row; it is safe after the next flush, which comes on its own in time and beside the caller.
 
         Parameters
         ----------
@@ -141,8 +137,11 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
             The step does not increase, or values are missing, unknown or not of the column's type.
         DimensionError
             A value has another shape than its column.
+        StorageError
+            The file system refused the last flush; the row is not added, those before are kept.
         """
         self._require_open()
+        self._settle(wait=False)
         if self._steps and as_step(step) <= self._steps[-1]:
             raise InvalidInputError(
                 f"Step {step} cannot be appended to {self._where}, whose last step is {self._steps[-1]}: steps "
@@ -160,11 +159,11 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         for path, value in row.items():
             self._rows[path].append(value)
         self._steps.append(int(step))
-        if time.monotonic() - self._flushed_at >= self._flush_interval_s:
-            self.flush()
+        if self._flushing is None and time.monotonic() - self._flushed_at >= self._flush_interval_s:
+            self._begin_flush()
 
     def flush(self) -> None:
-        """Make every row so far durable and visible.
+        """Make every row so far durable and visible; waits for it.
 
         Raises
         ------
@@ -172,24 +171,10 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
             The file system refuses; the rows are kept, and the next flush tries again.
         """
         self._require_open()
-        self._flushed_at = time.monotonic()
-        record, n = self._record, len(self._steps)
-        if n == record.n_rows:
-            return
-        written = dict(record.blocks)
-        with self._storage.gather() as sink:
-            for spec in self._growing:
-                first = record.n_rows // spec.rows
-                values = np.stack(self._rows[spec.path])
-                tail = [
-                    _write_rows(sink, spec, first + index, values[start : start + spec.rows])
-                    for index, start in enumerate(range(0, len(values), spec.rows))
-                ]
-                written[spec.path] = (*record.blocks[spec.path][:first], *tail)
-            sink.sync()
-            self._publish(sink, replace(record, blocks=written, n_rows=n))
-        for spec in self._growing:
-            del self._rows[spec.path][: (n // spec.rows - record.n_rows // spec.rows) * spec.rows]
+        with suppress(StorageError):
+            self._settle()  # what was refused then is tried again now, and raises if it is refused again
+        self._begin_flush()
+        self._settle()
 
     def truncate(self, step: int) -> None:
         """Drop the rows after a step, for a training that goes on from an older state.
@@ -199,23 +184,13 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         StorageError
             The file system refuses.
         """
-        self._require_open()
+        self.flush()
         n = bisect_right(self._steps, step)
-        record = self._record
-        if n < record.n_rows:
-            cut = {spec.path: self._cut(spec, n) for spec in self._growing}
-            entries = {path: entries for path, (entries, _) in cut.items()}
-            shorter = replace(record, blocks={**record.blocks, **entries}, n_rows=n)
-            self._storage.write(record_key(TRAINING_GROUP), [shorter.to_json()])
-            self._storage.sync()
-            self._record = shorter
-            self._rows = {path: rows for path, (_, rows) in cut.items()}
-            with self._storage.gather() as sink:
-                self._publish(sink, shorter)
-        else:
-            for rows in self._rows.values():
-                del rows[len(rows) - (len(self._steps) - n) :]
-        del self._steps[n:]
+        if n < len(self._steps):
+            rows = last_rows(self._storage, self._record, n)
+            self._record = shorten(self._storage, self._record, n)
+            self._rows = rows
+            del self._steps[n:]
 
     def close(self) -> None:
         """Flush, and let the next writer in."""
@@ -225,6 +200,7 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
             self.flush()
             self._storage.delete(of_writer(TEMPORARY, TRAINING_GROUP))
         finally:
+            self._pool.shutdown()
             lock, self._lock = self._lock, None
             lock.release()
 
@@ -241,54 +217,27 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         if self._lock is None:
             raise InvalidInputError(f"The writer of {self._where} is closed: open it again.")
 
-    def _create(self, labels: Mapping[str, NDArray[Any]]) -> None:
-        storage, record = self._storage, self._record
-        supplement_root(storage, TRAINING_GROUP, record.nodes())  # raises before anything is written
-        with storage.gather() as sink:
-            written = {
-                spec.path: ()
-                if record.grows(spec)
-                else tuple(write_block(sink, spec, b, rows_of(spec, labels[spec.name], b))[0] for b in blocks(spec))
-                for spec in record.schema.arrays
-            }
-            sink.sync()
-            self._publish(sink, replace(record, blocks=written))
-        self._rows = {spec.path: [] for spec in self._growing}
+    def _begin_flush(self) -> None:
+        """Begin to write the rows that are not counted yet, if there are any."""
+        self._flushed_at = time.monotonic()
+        n = len(self._steps)
+        if n > self._record.n_rows:
+            rows = {path: list(kept) for path, kept in self._rows.items()}
+            self._flushing = self._pool.submit(extend, self._storage, self._record, rows, n)
 
-    def _resume(self) -> None:
-        record = self._record
-        self._rows = {spec.path: self._cut(spec, record.n_rows)[1] for spec in self._growing}
-        steps = self._growing[0]
-        for index, entry in enumerate(record.blocks[steps.path]):
-            self._steps.extend(read_rows(self._storage, steps, entry, record.n_counted(steps, index)).tolist())
-        with self._storage.gather() as sink:
-            self._publish(sink, record)
+    def _settle(self, *, wait: bool = True) -> None:
+        """Take note of a flush that has ended, or wait for its end; raises what it raised."""
+        if self._flushing is None or not (wait or self._flushing.done()):
+            return
+        flushing, self._flushing = self._flushing, None
+        try:
+            self._adopt(flushing.result())
+        except StorageError:
+            # It may have got as far as the record.
+            self._adopt(require_record(self._storage, TRAINING_GROUP))
+            raise
 
-    def _cut(self, spec: ArraySpec, n: int) -> tuple[tuple[BlockEntry, ...], list[NDArray[Any]]]:
-        """Return the blocks that the first `n` rows have, and the rows of the last one if it is not full."""
-        full, n_beyond = divmod(n, spec.rows)
-        entries = self._record.blocks[spec.path]
-        if not n_beyond:
-            return entries[:full], []
-        rows = read_rows(self._storage, spec, entries[full], self._record.n_counted(spec, full))[:n_beyond]
-        return (*entries[:full], replace(entries[full], crc32c=_checksum(rows))), list(rows)
-
-    def _publish(self, sink: Sink, record: SupplementRecord) -> None:
-        """Show what the blocks on disk hold: to plain readers by the metadata, to ours by the record."""
-        storage = self._storage
-        with changing_root(storage):
-            for key, data in record.documents().items():
-                sink.write(key, [data])
-            sink.write(record_key(TRAINING_GROUP), [record.to_json()])
-            sink.write(ROOT_DOCUMENT, [supplement_root(storage, TRAINING_GROUP, record.nodes())])
-            sink.sync()
-        self._record = record
-
-
-def _write_rows(sink: Sink, spec: ArraySpec, index: int, rows: NDArray[Any]) -> BlockEntry:
-    entry, _, _ = write_block(sink, spec, replace(block(spec, index), start=0, stop=len(rows)), rows)
-    return replace(entry, crc32c=_checksum(rows))
-
-
-def _checksum(rows: NDArray[Any]) -> int:
-    return crc32c(np.ascontiguousarray(rows).tobytes())
+    def _adopt(self, record: SupplementRecord) -> None:
+        before, self._record = self._record.n_rows, record
+        for spec in self._growing:
+            del self._rows[spec.path][: (record.n_rows // spec.rows - before // spec.rows) * spec.rows]

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -18,10 +19,11 @@ from ndt_store.errors import (
     NotFoundError,
     ResumeMismatchError,
     SchemaError,
+    StorageError,
     StoreLockedError,
 )
 from ndt_store.storage import LocalStorage
-from ndt_store.testing import DAMAGES, data_files, flip_bit, simulate_store
+from ndt_store.testing import DAMAGES, FaultyStorage, data_files, flip_bit, no_room, simulate_store
 
 LAYERS = ["conv1", "blocks.0", "fc"]
 ROWS = {
@@ -138,7 +140,7 @@ def test_truncate_drops_what_comes_after_a_step_and_what_is_appended_instead_cou
         writer.truncate(last)
         kept = range(min(last + 1, 1200))
         assert writer.last_step == (kept[-1] if kept else None)
-        check(open_training(path), *kept[:1100])
+        check(open_training(path), *kept)
         append(writer, 6000, 6001)
     check(open_training(path), *kept, 6000, 6001)
     xr.testing.assert_identical(xr.open_zarr(str(path), group="training").load(), open_training(path))
@@ -147,10 +149,41 @@ def test_truncate_drops_what_comes_after_a_step_and_what_is_appended_instead_cou
     check(open_training(path), *kept, 6000, 6001, 6002)
 
 
-def test_rows_are_safe_on_their_own_after_a_while(tmp_path):
-    with open_series(tmp_path / "s", flush_interval_s=0.0) as writer:
+def test_rows_are_safe_on_their_own_after_a_while_and_appending_does_not_wait_for_the_disk(tmp_path):
+    allowed, begun = threading.Event(), threading.Event()
+
+    def slow(operation):
+        begun.set()
+        assert allowed.wait(20)
+
+    storage = FaultyStorage(tmp_path / "s", 0, slow)
+    with open_series(storage, flush_interval_s=0.0) as writer:
+        storage.at = storage.n_operations + 1
         append(writer, 3)
+        assert begun.wait(20)
+        append(writer, 4, 5)
+        check(open_training(tmp_path / "s"))
+        allowed.set()
+        while not open_training(tmp_path / "s").sizes["step"]:
+            time.sleep(0.01)
         check(open_training(tmp_path / "s"), 3)
+    check(open_training(tmp_path / "s"), 3, 4, 5)
+
+
+def test_what_a_disk_refused_beside_the_caller_is_raised_by_the_next_append_and_no_row_is_lost(tmp_path):
+    storage = FaultyStorage(tmp_path / "s", 0, no_room)
+    with open_series(storage, flush_interval_s=0.0) as writer:
+        storage.at = storage.n_operations + 1
+        append(writer, 3)
+        refused = False
+        while not refused:
+            try:
+                append(writer, writer.last_step + 1)
+            except StorageError as error:
+                refused = "No space left" in str(error)
+        last = writer.last_step
+        append(writer, last + 1)
+    check(open_training(tmp_path / "s"), *range(3, last + 2))
 
 
 def test_append__raises_on_rows_that_do_not_fit_and_keeps_none_of_them(tmp_path):
