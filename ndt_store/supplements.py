@@ -88,8 +88,11 @@ class SupplementRecord:
         for spec in self.schema.arrays:
             if spec.group != self.group or spec.is_cube:
                 raise SchemaError(f"Array {spec.path} of dims {spec.dims} is none of the supplement {self.group}.")
-            if self.grows(spec) and (spec.codec != "none" or spec.dtype == "string"):
+            if self.grows(spec) and (spec.codec != "none" or spec.dtype == "string" or spec.rows != spec.sizes[0]):
                 raise SchemaError(f"Array {spec.path} is of {spec.dtype} with codec {spec.codec}, and cannot grow.")
+        steps = self.schema.find(f"{self.group}/{self.dim}")
+        if self.dim and (steps is None or steps.dims != (self.dim,) or steps.dtype != "int64"):
+            raise SchemaError(f"The series {self.group} grows along {self.dim!r}, which is no whole number of it.")
 
     @property
     def attrs(self) -> Mapping[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
+from ndt_store import Column, SeriesWriter, write_experiment
 from ndt_store.cli import main
 from ndt_store.testing import simulate_store
 
@@ -36,6 +38,33 @@ def test_info_says_what_the_store_is(store, capsys):
     assert facts["checkpoints"] == "3 of 3 committed, 0 to 100"
     assert facts["layers"] == "3: conv1, blocks.0, fc"
     assert facts["complete"] == "yes"
+
+
+def test_info_ls_and_verify_tell_what_lies_beside_the_cubes(tmp_path, capsys):
+    path = simulate_store(tmp_path / "s", n_tracked=4).store.path
+    write_experiment(path, "head_ablation", xr.Dataset({"x": 1}))
+    write_experiment(path, "again", xr.Dataset({"x": 1}))
+    _, out, _ = run(capsys, "info", path, "--format", "json")
+    facts = {row["what"]: row["value"] for row in json.loads(out)}
+    assert facts["training"] == "4 rows, step 0 to 15"
+    assert facts["experiments"] == "again, head_ablation"
+    _, out, err = run(capsys, "ls", path, "--format", "json")
+    assert len(json.loads(out)) == 6
+    assert err == "Beside the layers: training: 4 rows, step 0 to 15; experiments: again, head_ablation.\n"
+    code, out, _ = run(capsys, "verify", path, "--read-data")
+    assert code == 0
+    assert "3 commits, 3 beside the cubes," in out
+    (tmp_path / "s" / "training" / "loss" / "c" / "0").unlink()
+    code, out, _ = run(capsys, "verify", path)
+    assert code == 1
+    assert "training/loss/c/0" in out
+
+
+def test_commands_on_a_training_without_a_capture_say_what_to_do(tmp_path, capsys):
+    SeriesWriter.open(tmp_path / "s", rows={"loss": Column()}).close()
+    code, _, err = run(capsys, "info", tmp_path / "s")
+    assert code == 2
+    assert "holds what was tracked while training and no capture yet" in err
 
 
 def test_ls_lists_shapes_and_what_is_not_finite(store, capsys):
