@@ -121,7 +121,7 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         """The last step that was appended, None before the first."""
         return self._steps[-1] if self._steps else None
 
-    def append(self, step: int, **values: ArrayLike) -> None:
+    def append(self, step: int, /, **values: ArrayLike) -> None:
         """Add one row; it is safe after the next flush, which comes on its own in time and beside the caller.
 
         Parameters
