@@ -35,9 +35,26 @@ def encoder(n_layers: int, d: int, feedforward: int = 512) -> int:
     return embedding + n_layers * (attention + dense(d, feedforward, d) + norms) + dense(d, 10)
 
 
+def residual(*widths: int) -> int:
+    """Two blocks of two 3x3 convolutions a stage; a 1x1 convolution where the width changes; no biases."""
+    total, before = 0, widths[0]
+    for width in widths:
+        shortcut = before * width + 2 * width if before != width else 0
+        total += 9 * (before * width + 3 * width * width) + 4 * 2 * width + shortcut
+        before = width
+    return total
+
+
+def pre_norm_encoder(n_layers: int, d: int, feedforward: int, n_tokens: int) -> int:
+    layer = 4 * (d * d + d) + dense(d, feedforward, d) + 2 * 2 * d
+    return dense(49, d) + (n_tokens + 1) * d + n_layers * layer + 2 * d + dense(d, 10)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
+        ("resnet18", 9 * 64 + 2 * 64 + residual(64, 128, 256, 512) + dense(512, 10)),
+        ("vit_small", pre_norm_encoder(6, 128, 512, n_tokens=17)),
         ("cnn_shallow", convolutions(1, 32, 64) + dense(64 * 7 * 7, 10)),
         ("cnn_medium", convolutions(1, 32, 64, 128) + dense(128 * 3 * 3, 10)),
         ("cnn_deep", convolutions(1, 32, 64, 128, 256) + dense(256, 10)),
@@ -69,6 +86,29 @@ def test_build_model__names_what_users_tap() -> None:
     names = dict(build_model("transformer_shallow", **FASHION).named_modules())
     assert {"embed", "encoder.layers.0.self_attn", "encoder.layers.1.linear2", "classifier"} <= set(names)
     assert "encoder.layers.2" not in names
+    names = dict(build_model("resnet18", **FASHION).named_modules())
+    assert {"conv1", "bn1", "relu", "layer1.0.conv1", "layer4.1.bn2", "avgpool", "fc"} <= set(names)
+    names = dict(build_model("vit_small", **FASHION).named_modules())
+    assert {"conv_proj", "encoder.layers.encoder_layer_5.self_attention", "encoder.ln", "heads.head"} <= set(names)
+
+
+def test_resnet18__keeps_the_images_size_in_its_first_stage_and_takes_any_channels() -> None:
+    model = build_model("resnet18", input_shape=(2, 12, 20), n_classes=3)
+    shapes = {}
+    for name in ("conv1", "maxpool", "layer1", "layer2"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})
+        )
+    assert model(torch.zeros(2, 2, 12, 20)).shape == (2, 3)
+    assert shapes["conv1"] == shapes["maxpool"] == shapes["layer1"] == (64, 12, 20)
+    assert shapes["layer2"] == (128, 6, 10)
+    assert model.conv1.stride == (1, 1)
+
+
+def test_vit__cuts_square_patches_and_takes_any_channels() -> None:
+    model = build_model("vit", input_shape=(3, 8, 8), n_classes=4, patch=4, n_layers=1, d_model=8, n_heads=2)
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    assert model.encoder.pos_embedding.shape == (1, 5, 8)
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -80,8 +120,9 @@ def test_build_model__never_overwrites_a_tapped_output(name: str) -> None:
     def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         outputs.append((output, output.clone()))
 
-    for module in model.modules():
-        if not list(module.children()):
+    for path, module in model.named_modules():
+        # torchvision adds a block's input to the output of its second batch norm, in place.
+        if not list(module.children()) and not (name == "resnet18" and path.endswith(".bn2")):
             module.register_forward_hook(keep)
     model(torch.randn(2, 1, 28, 28))
     assert outputs
@@ -147,6 +188,10 @@ def test_transformer__uses_its_positions() -> None:
         ("transformer", {"n_heads": 3}, "expected a multiple of n_heads = 3"),
         ("transformer", {"dropout": 1.0}, "dropout is 1.0"),
         ("transformer", {"n_layers": True}, "n_layers is"),
+        ("resnet18", {"channels": [3]}, "'resnet18' has no option 'channels', expected none at all"),
+        ("vit", {"patch": 5}, "28x28 pixels cannot be cut into patches of 5x5, .* model option patch = 5"),
+        ("vit", {"patch": 0}, "patch is"),
+        ("vit_small", {"n_heads": 3}, "expected a multiple of n_heads = 3"),
     ],
 )
 def test_build_model__raises_one_sentence_on_what_it_cannot_build(
