@@ -53,6 +53,8 @@ FASHION = (
 )
 _CLASS_NAMES = {"mnist": DIGITS, "fashion-mnist": FASHION}
 _PREFIX = {"train": "train", "test": "t10k"}
+_TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+"""Class in torchvision.datasets whose downloader leaves the files in a folder of its name, under ``raw``."""
 _N_TRAIN_DIGITS = 1437
 
 
@@ -64,8 +66,9 @@ def load_data(name: str, split: str, data_dir: str | os.PathLike[str] | None = N
     name : {"digits", "fashion-mnist", "fashion-mnist-mini", "mnist"}
     split : {"train", "test"}
     data_dir : path, optional
-        Folder with the sub-folders ``mnist/`` and ``fashion-mnist/``; default: environment variable
-        ``NDT_DATA_DIR``. The other two data sets need none.
+        Folder with the sub-folders ``mnist/`` and ``fashion-mnist/``, or ``MNIST/raw/`` and ``FashionMNIST/raw/`` as
+        torchvision's downloader makes them; default: environment variable ``NDT_DATA_DIR``. The other two data sets
+        need none.
 
     Returns
     -------
@@ -77,7 +80,7 @@ def load_data(name: str, split: str, data_dir: str | os.PathLike[str] | None = N
     InvalidInputError
         No data set or split of that name.
     NotFoundError
-        The folder or its files are not there.
+        The files are not there; the message names them, the folders they were looked for in, and where to get them.
     IntegrityError
         A file is damaged.
 
@@ -92,15 +95,30 @@ def load_data(name: str, split: str, data_dir: str | os.PathLike[str] | None = N
         return load_digits(split)
     if name == "fashion-mnist-mini":
         return load_embedded(split)
-    root = data_dir or os.environ.get(DATA_DIR_VARIABLE)
-    if not root:
-        raise NotFoundError(
-            f"Data set {name!r} needs its IDX files, and no data folder was given: pass data_dir or set "
-            f"{DATA_DIR_VARIABLE} to a folder that holds {name}/, or use 'fashion-mnist-mini', "
-            "which needs no files."
-        )
-    data = load_idx(Path(root) / name, split)
+    data = load_idx(_folder(name, _checked_split(split), data_dir or os.environ.get(DATA_DIR_VARIABLE)), split)
     return replace(data, name=name, class_names=_CLASS_NAMES[name])
+
+
+def _folder(name: str, split: str, root: str | os.PathLike[str] | None) -> Path:
+    wanted = [f"{_PREFIX[split]}-images-idx3-ubyte", f"{_PREFIX[split]}-labels-idx1-ubyte"]
+    places = [Path(root) / name, Path(root) / _TORCHVISION[name] / "raw"] if root else []
+    missing = [[file for file in wanted if not _is_there(place, file)] for place in places]
+    for place, absent in zip(places, missing, strict=True):
+        if not absent:
+            return place
+    files_there = " and ".join(f"{file}[.gz]" for file in min(missing, key=len, default=wanted))
+    where = f"looked for in {' and in '.join(map(str, places))}" if places else "and no data folder was given"
+    command = f"python -c \"import torchvision; torchvision.datasets.{_TORCHVISION[name]}('DIR', download=True)\""
+    debian = " and Debian's package dataset-fashion-mnist puts them under DIR = /usr/share/datasets"
+    raise NotFoundError(
+        f"Data set {name!r} ({split}) lacks {files_there}, {where}: where there is a network, {command} fetches "
+        f"them{debian if name == 'fashion-mnist' else ''}; then set {DATA_DIR_VARIABLE}=DIR or pass --data-dir DIR "
+        "(data_dir in Python), or use 'fashion-mnist-mini', which needs no files."
+    )
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    return any((folder / file).is_file() for file in (name, f"{name}.gz"))
 
 
 def load_idx(folder: str | os.PathLike[str], split: str) -> ImageData:

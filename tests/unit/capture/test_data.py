@@ -203,10 +203,45 @@ def test_load_data__reads_both_full_data_sets(full_data: Path) -> None:
     assert (fashion.class_names[0], mnist.class_names[0]) == ("T-shirt/top", "0")
 
 
-def test_load_data__without_a_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_data__takes_the_folder_that_torchvisions_downloader_fills(tmp_path: Path, idx_folder: Path) -> None:
+    shutil.copytree(idx_folder, tmp_path / "root" / "FashionMNIST" / "raw")
+    data = load_data("fashion-mnist", "train", tmp_path / "root")
+    assert (data.name, len(data)) == ("fashion-mnist", 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "folders", "ways"),
+    [
+        ("mnist", ("mnist", "MNIST/raw"), ("torchvision.datasets.MNIST('DIR', download=True)",)),
+        (
+            "fashion-mnist",
+            ("fashion-mnist", "FashionMNIST/raw"),
+            ("torchvision.datasets.FashionMNIST('DIR', download=True)", "dataset-fashion-mnist", "/usr/share/datasets"),
+        ),
+    ],
+)
+def test_load_data__says_which_files_are_missing_where_they_were_looked_for_and_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folders: tuple[str, ...], ways: tuple[str, ...]
+) -> None:
     monkeypatch.delenv("NDT_DATA_DIR", raising=False)
-    with pytest.raises(NotFoundError, match=r"NDT_DATA_DIR.*mnist/.*fashion-mnist-mini"):
-        load_data("mnist", "train")
+    needed = ("t10k-images-idx3-ubyte[.gz] and t10k-labels-idx1-ubyte[.gz]", "NDT_DATA_DIR=DIR", "--data-dir", *ways)
+    with pytest.raises(NotFoundError) as without:
+        load_data(name, "test")
+    with pytest.raises(NotFoundError) as empty:
+        load_data(name, "test", tmp_path)
+    for part in (*needed, "no data folder was given"):
+        assert part in str(without.value)
+    for part in (*needed, *(str(tmp_path / folder) for folder in folders)):
+        assert part in str(empty.value)
+    for message in (str(without.value), str(empty.value)):
+        assert ("Debian" in message) == (name == "fashion-mnist")
+
+
+def test_load_data__names_only_the_file_that_is_missing(tmp_path: Path, idx_folder: Path) -> None:
+    shutil.copytree(idx_folder, tmp_path / "root" / "mnist")
+    (tmp_path / "root" / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(NotFoundError, match=r"lacks t10k-labels-idx1-ubyte\[\.gz\], looked for in"):
+        load_data("mnist", "test", tmp_path / "root")
 
 
 def test_load_data__suggests_the_name_that_was_meant() -> None:
