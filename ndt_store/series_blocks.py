@@ -118,10 +118,15 @@ def publish(storage: Storage, record: SupplementRecord) -> None:
 
 def _publish(storage: Storage, sink: Sink, record: SupplementRecord) -> None:
     with changing_root(storage):
-        for key, data in record.documents().items():
-            sink.write(key, [data])
-        sink.write(record_key(record.group), [record.to_json()])
-        sink.write(ROOT_DOCUMENT, [supplement_root(storage, record.group, record.nodes())])
+        shown = {
+            **record.documents(),
+            record_key(record.group): record.to_json(),
+            ROOT_DOCUMENT: supplement_root(storage, record.group, record.nodes()),
+        }
+        for key, data in shown.items():
+            # A series that is opened again and gains nothing changes no file.
+            if storage.size(key) != len(data) or storage.read(key, len(data)) != data:
+                sink.write(key, [data])
         sink.sync()
 
 

@@ -130,6 +130,16 @@ def test_a_series_that_is_opened_again_goes_on(tmp_path):
     check(open_training(tmp_path / "s"), *range(1100))
 
 
+def test_a_series_that_is_opened_again_and_gains_nothing_changes_no_file(tmp_path):
+    simulate_store(tmp_path / "s")
+    with open_series(tmp_path / "s") as writer:
+        append(writer, 0, 5)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    with open_series(tmp_path / "s") as writer:
+        assert writer.last_step == 5
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("last", [-1, 0, 100, 511, 512, 600, 1023, 1100, 1199, 5000])
 def test_truncate_drops_what_comes_after_a_step_and_what_is_appended_instead_counts(tmp_path, last):
     path = tmp_path / "s"
