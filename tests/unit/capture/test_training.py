@@ -418,6 +418,7 @@ def test_train__puts_torchs_global_state_back(
             torch.are_deterministic_algorithms_enabled()
             and not torch.is_deterministic_algorithms_warn_only_enabled()
             and not torch.backends.cudnn.benchmark
+            and not torch.utils.deterministic.fill_uninitialized_memory
             and trained[1].training
         )
         if fails and step == 3:
@@ -432,6 +433,7 @@ def test_train__puts_torchs_global_state_back(
         assert torch.are_deterministic_algorithms_enabled() is enabled
         assert torch.is_deterministic_algorithms_warn_only_enabled() is enabled
         assert torch.backends.cudnn.benchmark is enabled
+        assert torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = False
@@ -440,6 +442,14 @@ def test_train__puts_torchs_global_state_back(
     assert torch.equal(torch.get_rng_state(), before)
     assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":16:8" if enabled else None)
     assert (trained.training, trained[1].training, trained[4].training) == (True, False, True)
+
+
+def test_train__does_not_depend_on_memory_that_nothing_wrote(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    unfilled = train(SETTINGS, model(), data)
+    # With the switch stuck, each new tensor is NaN until it is written.
+    monkeypatch.setattr(torch._C, "_set_deterministic_fill_uninitialized_memory", lambda _: None)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert train(SETTINGS, model(), data).weights_digest == unfilled.weights_digest
 
 
 def test_batch_positions__each_epoch_is_a_permutation_of_its_own() -> None:
