@@ -17,7 +17,7 @@ from torch import nn
 from capture.axes import axis_of_examples, canonical_axes, check_dims
 from capture.modelstate import as_device, model_device, refuse_wrapped
 from capture.naming import Site, match_layers
-from capture.objective import GradientOf, check_gradient_of
+from capture.objective import GradientOf, check_gradient_of, class_logits, model_output
 from capture.probing import Observation, infer_dims, observe
 from capture.rehearsal import rehearse
 from capture.site_checks import (
@@ -32,7 +32,7 @@ from capture.structures import take_examples
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, EXAMPLE, GRADIENTS, HEAD, KEY, KINDS, QUERY
 from ndt_store.errors import CaptureError, InvalidInputError
 
-__all__ = ["Site", "discover_sites", "match_layers"]
+__all__ = ["Site", "discover_sites", "discover_with_logits", "match_layers"]
 
 
 def discover_sites(
@@ -118,6 +118,39 @@ def discover_sites(
     some_labels = torch.zeros(PROBES[0], dtype=torch.int64) if labels is None else take_examples(labels, PROBES[0])
     rehearse(model, sites, first, inputs, some_labels, gradient_of=gradient_of, device=place, output=output)
     return tuple(sites)
+
+
+def discover_with_logits(
+    model: nn.Module,
+    patterns: Sequence[str],
+    kinds: Sequence[str],
+    example_inputs: Any,
+    labels: torch.Tensor | None = None,
+    *,
+    output: Callable[[Any], torch.Tensor] | None = None,
+    **options: Any,
+) -> tuple[tuple[Site, ...], torch.Tensor | None]:
+    """Discover sites, and hand on what the model said of the probing batch meanwhile.
+
+    Parameters
+    ----------
+    model, patterns, kinds, example_inputs, labels, output, **options
+        As in `discover_sites`.
+
+    Returns
+    -------
+    sites : tuple of Site
+    logits : torch.Tensor or None
+        Of the probing batch, None where the model's output is no class scores.
+    """
+    said: list[torch.Tensor] = []
+
+    def listen(raw: Any) -> torch.Tensor:
+        said.append(model_output(raw, output))
+        return said[-1]
+
+    sites = discover_sites(model, patterns, kinds, example_inputs, labels, output=listen, **options)
+    return sites, class_logits(said[-1].detach(), PROBES[0])
 
 
 def _check_kinds(kinds: Sequence[str]) -> set[str]:
