@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -74,9 +74,7 @@ def _unknown_key(loc: Sequence[int | str], schema: type[BaseModel]) -> str:
     *tables, key = (str(part) for part in loc)
     table = schema
     for name in tables:
-        nested = table.model_fields[name].annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            table = nested
+        table = _table_in(table, name) or table
     prefix = ".".join([*tables, ""])
     known = list(table.model_fields)
     elsewhere = [home for home in _tables_with(key, schema) if home != prefix + key]
@@ -88,11 +86,15 @@ def _unknown_key(loc: Sequence[int | str], schema: type[BaseModel]) -> str:
 
 def _tables_with(key: str, schema: type[BaseModel]) -> list[str]:
     found = [key] if key in schema.model_fields else []
-    for name, field in schema.model_fields.items():
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel) and key in nested.model_fields:
-            found.append(f"{name}.{key}")
-    return found
+    tables = {name: _table_in(schema, name) for name in schema.model_fields}
+    return found + [f"{name}.{key}" for name, table in tables.items() if table and key in table.model_fields]
+
+
+def _table_in(schema: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """Return the table at this key, also where it may be left out; None for a plain key."""
+    annotation = schema.model_fields[name].annotation
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _key(loc: Sequence[int | str]) -> str:

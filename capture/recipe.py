@@ -12,31 +12,28 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from torch import nn
 
+from capture._builtin import recipe_names, recipe_source
 from capture._recipe_errors import explain
 from capture._suggest import expected_one_of
-from capture.data import DATASET_NAMES, ImageData, load_data
-from capture.models import build_model, model_names
-from capture.schedule import checkpoint_steps
-from ndt_store.codecs import DEFAULT_PROFILE, PROFILES
+from capture.data import ImageData, load_data
+from capture.models import build_model
+from capture.recipe_tables import (
+    CaptureRecipe,
+    DataRecipe,
+    ModelRecipe,
+    ProbeRecipe,
+    Table,
+    TrackingRecipe,
+    TrainingRecipe,
+)
 from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
-from ndt_store.layout import BLOCK_NBYTES
 from ndt_store.schema import check_name
 
 __all__ = [
@@ -45,6 +42,7 @@ __all__ = [
     "ModelRecipe",
     "ProbeRecipe",
     "Recipe",
+    "TrackingRecipe",
     "TrainingRecipe",
     "load_recipe",
     "parse_recipe",
@@ -54,123 +52,12 @@ __all__ = [
 MAX_RECIPE_NBYTES = 1 << 20
 
 
-def _one_of(names: tuple[str, ...]) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(expected_one_of(value, names))
-        return value
-
-    return AfterValidator(check)
-
-
 def _file_name(value: str) -> str:
     # The store and the training folder are called after the recipe.
     return check_name(value, "name")
 
 
-def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(values)) != len(values):
-        raise ValueError("expected each entry once")
-    return values
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-Count = Annotated[int, Field(gt=0)]
-Number = Annotated[float, Field(ge=0)]
-# TOML has lists only; strictness is lifted for the container and holds for its entries.
-PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1), BeforeValidator(_as_list)]
-PerChannelPositive = Annotated[
-    tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1), BeforeValidator(_as_list)
-]
-Kind = Literal["activations", "gradients", "attentions"]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelRecipe(_Table):
-    """Table ``[model]``: a name that `capture.models.build_model` knows, and its options."""
-
-    name: str
-    options: dict[str, Any] = {}
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in model_names():
-            raise ValueError(expected_one_of(name, model_names()))
-        return name
-
-
-class DataRecipe(_Table):
-    """Table ``[data]``: the images to train on, and the mean and std that standardise them.
-
-    ``mean`` and ``std`` are in units of [0, 1] pixels, one number or one a channel.
-    """
-
-    name: Annotated[str, _one_of(DATASET_NAMES)]
-    n_examples: Count | None = None
-    mean: PerChannel = (0.0,)
-    std: PerChannelPositive = (1.0,)
-
-
-class TrainingRecipe(_Table):
-    """Table ``[training]``: optimiser, number of updates, batch size, and the steps whose weights are kept.
-
-    ``checkpoints`` is written as `capture.schedule.checkpoint_steps` describes and held as the steps
-    themselves.
-    """
-
-    steps: Count
-    batch_size: Count = 128
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Number = 0.0
-    log_every: Count = 1
-    checkpoints: Annotated[tuple[int, ...], Field(strict=False)] = Field({"log": 12}, validate_default=True)
-
-    @field_validator("momentum")
-    @classmethod
-    def _momentum_is_for_sgd(cls, momentum: float, info: ValidationInfo) -> float:
-        if momentum and info.data.get("optimizer") == "adam":
-            raise ValueError("expected none, because adam has its own; leave it out or set optimizer = 'sgd'")
-        return momentum
-
-    @field_validator("checkpoints", mode="before")
-    @classmethod
-    def _schedule(cls, spec: Any, info: ValidationInfo) -> tuple[int, ...]:
-        steps = info.data.get("steps")
-        if steps is None:  # already an error of its own
-            return ()
-        return checkpoint_steps(steps, spec)
-
-
-class ProbeRecipe(_Table):
-    """Table ``[probe]``: the images that every checkpoint is captured on."""
-
-    split: Literal["train", "test"] = "test"
-    n_examples: Count | None = None
-    selection: Literal["balanced", "first"] = "balanced"
-
-
-class CaptureRecipe(_Table):
-    """Table ``[capture]``: what `capture.capture` is asked for."""
-
-    layers: Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_unique)]
-    kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1), AfterValidator(_unique)] = ("activations",)
-    gradient_of: Literal["label_logit", "prediction_logit", "loss"] = "label_logit"
-    dtype: Literal["float32", "float16"] = "float32"
-    batch_size: Count = 256
-    compression: Annotated[str, _one_of(tuple(PROFILES))] = DEFAULT_PROFILE
-    block_nbytes: Count = BLOCK_NBYTES
-
-
-class Recipe(_Table):
+class Recipe(Table):
     """A whole recipe; see `load_recipe`."""
 
     name: Annotated[str, Field(min_length=1), AfterValidator(_file_name)]
@@ -180,6 +67,15 @@ class Recipe(_Table):
     training: TrainingRecipe
     probe: ProbeRecipe = ProbeRecipe()
     capture: CaptureRecipe
+    tracking: TrackingRecipe | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A recipe without tracking has the digest, and makes the stores, that it had before there was any.
+        content: dict[str, Any] = handler(self)
+        if content.get("tracking", self) is None:
+            del content["tracking"]
+        return content
 
     @property
     def digest(self) -> str:
@@ -202,6 +98,31 @@ class Recipe(_Table):
             data = choose(self.probe.n_examples)
         return data.standardised(self.data.mean, self.data.std)
 
+    def tracking_data(self, data_dir: str | os.PathLike[str] | None = None) -> ImageData:
+        """Load the images that a training is tracked on, standardised as in training, equally many of each class.
+
+        Raises
+        ------
+        InvalidInputError
+            The recipe has no ``[tracking]``, or the data set cannot give that many.
+        NdtError
+            As in `capture.data.load_data`.
+        """
+        if self.tracking is None:
+            raise InvalidInputError(f"Recipe {self.name!r} has no table tracking, expected one; add it.")
+        data = load_data(self.data.name, self.tracking.split, data_dir).balanced(self.tracking.n_examples)
+        return data.standardised(self.data.mean, self.data.std)
+
+    def with_seed(self, seed: int) -> Recipe:
+        """Return the same recipe with another seed: other initial weights, another order of batches.
+
+        Raises
+        ------
+        InvalidInputError
+            The seed is no whole number of at least 0.
+        """
+        return parse_recipe({**self.model_dump(mode="json"), "seed": seed}, self.name)
+
     def build_model(self, data: ImageData) -> nn.Module:
         """Build the model for these images with the weights that the recipe's seed gives."""
         return build_model(
@@ -219,8 +140,8 @@ def parse_recipe(content: Mapping[str, Any], source: str = "recipe") -> Recipe:
     Parameters
     ----------
     content : mapping
-        As TOML gives it: tables ``model``, ``data``, ``training``, ``probe``, ``capture``, keys ``name``,
-        ``seed``.
+        As TOML gives it: tables ``model``, ``data``, ``training``, ``probe``, ``capture``, ``tracking``, keys
+        ``name``, ``seed``.
     source : str
         What to call it in an error.
 
@@ -266,18 +187,12 @@ def load_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
             raise NotFoundError(
                 f"No built-in recipe is called {text!r}, {expected_one_of(text, names)}, or the path of a .toml file."
             )
-        source = files("capture") / "recipes" / f"{text}.toml"
+        source = recipe_source(text)
     else:
         source = Path(text)
         if not source.is_file():
             raise NotFoundError(f"No recipe at {text}, expected a TOML file; check the path.")
     return parse_recipe(_read_toml(source), str(source))
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Return the names of the built-in recipes, sorted."""
-    found = (entry.name for entry in (files("capture") / "recipes").iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml")))
 
 
 def _read_toml(source: Traversable) -> dict[str, Any]:
