@@ -4,13 +4,17 @@ from .forecast import Forecast
 from .models import build_model, register_model
 from .recipe import Recipe, load_recipe
 from .run import capture, plan
+from .series import Tracking
 from .session import Session
+from .tracking import Tracker
 from .training import train
 
 __all__ = [
     "Forecast",
     "Recipe",
     "Session",
+    "Tracker",
+    "Tracking",
     "build_model",
     "capture",
     "list_checkpoints",

@@ -13,7 +13,7 @@ import csv
 import fcntl
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,11 +166,8 @@ class TrainingState:
         header = {"identity": dict(self.identity), "step": self.step, "weights": self.weights}
         save_weights(folder / STATE_NAME, tensors, {"training": json.dumps(header)})
 
-    def resume(self, folder: Path) -> bool:
-        """Take over what a folder holds of this training; False where it holds nothing that can be used.
-
-        A checkpoint that is missing or does not hold the weights that were written makes the state unusable:
-        the training then starts over, with the same result.
+    def require_same(self, folder: Path) -> None:
+        """Refuse a folder that holds something else.
 
         Raises
         ------
@@ -182,15 +179,33 @@ class TrainingState:
             The state file is damaged.
         """
         path = folder / STATE_NAME
+        if path.is_file():
+            _refuse_difference(_read_header(path)["identity"], self.identity, folder)
+        elif list_checkpoints(folder):
+            raise AlreadyExistsError(
+                f"{folder} holds checkpoints that no training state belongs to, expected an empty folder or one "
+                "that a training left; choose another folder."
+            )
+
+    def resume(self, folder: Path, usable: Callable[[int], bool]) -> bool:
+        """Take over what a folder holds of this training; False where it holds nothing that can be used.
+
+        A checkpoint that is missing or does not hold the weights that were written makes the state unusable:
+        the training then starts over, with the same result.
+
+        Parameters
+        ----------
+        folder : Path
+            One that `require_same` lets pass.
+        usable : callable of a step
+            Whether what is kept elsewhere reaches to the step of the state; where it does not, the state is unusable.
+        """
+        path = folder / STATE_NAME
         if not path.is_file():
-            if list_checkpoints(folder):
-                raise AlreadyExistsError(
-                    f"{folder} holds checkpoints that no training state belongs to, expected an empty folder or one "
-                    "that a training left; choose another folder."
-                )
             return False
         header = _read_header(path)
-        _refuse_difference(header["identity"], self.identity, folder)
+        if not usable(header["step"]):
+            return False
         if not all(_holds(checkpoint_path(folder, int(step)), digest) for step, digest in header["weights"].items()):
             return False
         tensors = load_weights(path)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import rich_click as click
 
+from capture._builtin import recipe_names
 from ndt_store.cliparts import emit, format_option, tell
 from ndt_store.nbytes import human_nbytes
 from ndt_store.progress import progress_bar
+
+if TYPE_CHECKING:
+    from capture.recipe import Recipe
 
 __all__ = ["capture", "plan", "train"]
 
@@ -21,18 +26,36 @@ _data_dir = click.option(
     type=click.Path(file_okay=False),
     envvar="NDT_DATA_DIR",
     show_envvar=True,
-    help="Folder that holds mnist/ and fashion-mnist/.",
+    help="Folder that holds mnist/ and fashion-mnist/, or what torchvision downloads.",
 )
 _checkpoints = click.option(
     "--checkpoints", type=click.Path(file_okay=False), help="Folder of the weights; default runs/NAME-checkpoints."
 )
+_seed = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Another seed of the same recipe; what is named by default is then NAME-seedN.",
+)
 _store = click.option("--store", type=click.Path(), help="Where the store is or will be; default runs/NAME.zarr.")
 _device = click.option("--device", default="cpu", show_default=True, help="Where the model runs, for example cuda.")
-_recipe = click.argument("recipe")
 
 
-def _folders(name: str, checkpoints: str | None, store: str | None) -> tuple[Path, Path]:
-    return Path(checkpoints or f"runs/{name}-checkpoints"), Path(store or f"runs/{name}.zarr")
+def _recipe(function: F) -> F:
+    """Add the argument RECIPE and its seed, and say in the command's help what it may be."""
+    names = ", ".join(recipe_names())
+    function.__doc__ = f"{cleandoc(function.__doc__ or '')}\n\nRECIPE is a TOML file or a built-in one: {names}."
+    return click.argument("recipe")(_seed(function))
+
+
+def _load(recipe: str, seed: int | None, checkpoints: str | None, store: str | None) -> tuple[Recipe, Path, Path]:
+    """Load a recipe with the seed asked for; return it with the folder of its weights and the place of its store."""
+    from capture.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    name = loaded.name
+    if seed is not None and seed != loaded.seed:
+        loaded, name = loaded.with_seed(seed), f"{name}-seed{seed}"
+    return loaded, Path(checkpoints or f"runs/{name}-checkpoints"), Path(store or f"runs/{name}.zarr")
 
 
 @click.command()
@@ -40,16 +63,11 @@ def _folders(name: str, checkpoints: str | None, store: str | None) -> tuple[Pat
 @_store
 @_data_dir
 @format_option
-def plan(recipe: str, store: str | None, data_dir: str | None, output_format: str) -> None:
-    """Forecast what capturing RECIPE takes: bytes by layer and kind, memory, room. Writes nothing.
-
-    RECIPE is a TOML file or the name of a built-in one: demo, cnn_deep, transformer_shallow, mlp_narrow.
-    """
+def plan(recipe: str, seed: int | None, store: str | None, data_dir: str | None, output_format: str) -> None:
+    """Forecast what capturing RECIPE takes: bytes by layer and kind, memory, room. Writes nothing."""
     from capture.from_recipe import plan_recipe
-    from capture.recipe import load_recipe
 
-    loaded = load_recipe(recipe)
-    _, path = _folders(loaded.name, None, store)
+    loaded, _, path = _load(recipe, seed, None, store)
     forecast = plan_recipe(loaded, path, data_dir=data_dir)
     emit(forecast.rows(), output_format, columns=("layer", "kind", "bytes"))
     tell(
@@ -62,28 +80,41 @@ def plan(recipe: str, store: str | None, data_dir: str | None, output_format: st
 @click.command()
 @_recipe
 @_checkpoints
+@_store
 @_data_dir
 @_device
-def train(recipe: str, checkpoints: str | None, data_dir: str | None, device: str) -> None:
+@click.option("--no-track", is_flag=True, help="Leave out what the recipe's [tracking] asks for.")
+def train(
+    recipe: str,
+    seed: int | None,
+    checkpoints: str | None,
+    store: str | None,
+    data_dir: str | None,
+    device: str,
+    no_track: bool,
+) -> None:
     """Train RECIPE and keep its checkpoints as safetensors. Run it again to resume.
 
-    RECIPE is a TOML file or the name of a built-in one: demo, cnn_deep, transformer_shallow, mlp_narrow.
+    Where the recipe has a table [tracking], loss, accuracy and the dimension of each layer go to training/ of the store
+    meanwhile; the weights are the same with and without.
     """
-    from capture.recipe import load_recipe
     from capture.training import train_recipe
 
-    loaded = load_recipe(recipe)
-    folder, _ = _folders(loaded.name, checkpoints, None)
+    loaded, folder, path = _load(recipe, seed, checkpoints, store)
+    tracking = None if no_track else loaded.tracking
     with progress_bar(f"training {loaded.name}") as advance:
         result = train_recipe(
             loaded,
             folder,
+            store=path if tracking else None,
             data_dir=data_dir,
             device=device,
             progress=lambda step, n_steps, _loss, _accuracy: advance(step, n_steps),
         )
     done = f"{result.n_trained} steps trained" if result.n_trained else "was trained already"
     tell(f"{folder}: {done}, {len(result.checkpoints)} checkpoints, weights {result.weights_digest[:12]}.")
+    if tracking:
+        tell(f"{path}: training/ has a row every {tracking.every} steps.")
 
 
 @click.command()
@@ -96,16 +127,17 @@ def train(recipe: str, checkpoints: str | None, data_dir: str | None, device: st
     "--disk-check/--no-disk-check", default=True, help="Refuse a capture that uncompressed would not fit the disk."
 )
 def capture(
-    recipe: str, checkpoints: str | None, store: str | None, data_dir: str | None, device: str, disk_check: bool
+    recipe: str,
+    seed: int | None,
+    checkpoints: str | None,
+    store: str | None,
+    data_dir: str | None,
+    device: str,
+    disk_check: bool,
 ) -> None:
-    """Capture the checkpoints of RECIPE into a store. Run it again to resume.
-
-    RECIPE is a TOML file or the name of a built-in one: demo, cnn_deep, transformer_shallow, mlp_narrow.
-    """
+    """Capture the checkpoints of RECIPE into a store. Run it again to resume."""
     from capture.from_recipe import capture_recipe
-    from capture.recipe import load_recipe
 
-    loaded = load_recipe(recipe)
-    folder, path = _folders(loaded.name, checkpoints, store)
+    loaded, folder, path = _load(recipe, seed, checkpoints, store)
     made = capture_recipe(loaded, path, folder, data_dir=data_dir, device=device, check_disk=disk_check)
     tell(f"{path}: {len(made.checkpoints)} checkpoints of {len(made.layers)} layers, {len(made.examples)} examples.")

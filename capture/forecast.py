@@ -13,15 +13,18 @@ from typing import Final
 import numpy as np
 
 from capture.pipeline import projected_nbytes
+from ndt_store.catalogue import Catalogue
 from ndt_store.dims import EXAMPLE, KINDS, LAYERS_GROUP, UNIT
 from ndt_store.errors import MemoryBudgetError, StorageError
 from ndt_store.layout import BLOCK_NBYTES, forecast, n_blocks, rows_per_block
 from ndt_store.nbytes import human_nbytes, memory_nbytes
+from ndt_store.root import has_store
 from ndt_store.schema import ArraySpec, Schema
+from ndt_store.storage import Storage
 from ndt_store.views.frame import CLASS_SHARE, FEW_CLASSES, has_views
 from ndt_store.views.kinds import K
 
-__all__ = ["Forecast", "forecast_capture", "require_memory"]
+__all__ = ["Forecast", "forecast_capture", "require_memory", "require_room"]
 
 VIEWS: Final = "views"
 _MEMORY_SHARE: Final = 4
@@ -127,6 +130,20 @@ def require_memory(schema: Schema, batch_size: int, allowed_nbytes: int | None) 
         projected,
         allowed,
     )
+
+
+def require_room(schema: Schema, storage: Storage, batch_size: int) -> None:
+    """Refuse a capture whose checkpoints that are not committed yet could take more than the disk has free.
+
+    Raises
+    ------
+    StorageError
+        With both numbers.
+    """
+    committed = Catalogue.read(storage).committed if has_store(storage) else ()
+    remaining = schema.with_checkpoints(tuple(step for step in schema.checkpoints if step not in committed))
+    if remaining.checkpoints:
+        forecast_capture(remaining, storage.path, batch_size).require_room(storage.path)
 
 
 def _tapped(schema: Schema) -> list[ArraySpec]:

@@ -7,16 +7,17 @@ A module path is the dotted name of ``Module.named_modules``. Patterns are globs
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
+from capture._describe import described
 from ndt_store.errors import CaptureError, InvalidInputError
 
-__all__ = ["Site", "match_layers", "path_matches"]
+__all__ = ["Site", "as_names", "match_layers", "path_matches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,20 @@ class Site:
                 f"site {self.path!r} is no module of {type(model).__name__}; discover the sites on the model that is "
                 "tapped"
             ) from None
+
+
+def as_names(given: Iterable[str], what: str) -> list[str]:
+    """Sort names and drop repetitions: neither changes what is captured. A generator is read once, here.
+
+    Raises
+    ------
+    InvalidInputError
+        They are no names; begins with `what` they are.
+    """
+    names = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) for name in names):
+        raise InvalidInputError(f"{what} is {described(given)}: expected names, as in {what}=['...'].")
+    return sorted(set(names))
 
 
 def path_matches(path: str, pattern: str) -> bool:

@@ -7,36 +7,35 @@ not captured again.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 import torch
 from torch import nn
 
-from capture._describe import described
 from capture.checkpoints import weights_digest
-from capture.forecast import Forecast, forecast_capture, require_memory
-from capture.identity import callable_name, structure_digest
+from capture.forecast import Forecast, forecast_capture, require_memory, require_room
 from capture.modelstate import as_device, model_device
-from capture.objective import GradientOf, class_count, class_logits, model_output
+from capture.naming import as_names
+from capture.objective import GradientOf, class_count
 from capture.passes import write_checkpoint
+from capture.planning import capture_identity, plan_capture
 from capture.probe import as_probe
-from capture.provenance import environment, report_nonfinite, require_same_weights, warn_of_narrowing
-from capture.site_checks import PROBES
-from capture.sites import discover_sites
+from capture.provenance import environment, report_nonfinite, require_same_weights
+from capture.series import TrackedSeries, probe_series
+from capture.sites import discover_with_logits
 from capture.taps import Tapper
-from ndt_store.catalogue import Catalogue
 from ndt_store.codecs import DEFAULT_PROFILE
 from ndt_store.dims import GRADIENTS
 from ndt_store.errors import InvalidInputError, NdtError
 from ndt_store.layout import BLOCK_NBYTES
-from ndt_store.planning import Tap, plan_store
 from ndt_store.reader import Store, open_store
-from ndt_store.root import has_store
-from ndt_store.schema import Schema, as_step
+from ndt_store.schema import as_step
 from ndt_store.storage import Storage, open_storage
 from ndt_store.views.flight import CheckpointSummary
 from ndt_store.writer import StoreWriter
@@ -143,59 +142,44 @@ class Session:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InvalidInputError(f"batch_size is {batch_size!r}: expected a whole number of at least 1.")
         self._model = model
+        called = model_name or type(model).__name__
         self._storage = open_storage(store)
         self._device = model_device(model) if device is None else as_device(device)
-        wanted, asked = _names(layers, "layers"), _names(kinds, "kinds")
+        wanted, asked = as_names(layers, "layers"), as_names(kinds, "kinds")
         self._probe = as_probe(data)
         self._batch_size = batch_size
         self._memory = memory
         self._check_disk = check_disk
         self._progress = progress
         self._writer: StoreWriter | None = None
+        self._series: TrackedSeries | None = None
         inputs, labels = next(self._probe.batches(batch_size))
         options: dict[str, Any] = {"gradient_of": gradient_of, "device": self._device}
-        said: list[torch.Tensor] = []
-
-        def listen(raw: Any) -> torch.Tensor:
-            said.append(model_output(raw, output))
-            return said[-1]
-
-        self._sites = discover_sites(model, wanted, asked, inputs, labels, dims=dims, output=listen, **options)
-        logits = class_logits(said[-1].detach(), PROBES[0])
+        self._sites, logits = discover_with_logits(
+            model, wanted, asked, inputs, labels, dims=dims, output=output, **options
+        )
         needed = GRADIENTS in asked and gradient_of in ("label_logit", "loss")
         n_classes = class_count(logits, self._probe.contents.labels, needed)
         self._tapper = Tapper(model, self._sites, scores=n_classes is not None, output=output, **options)
-        if dtype == "float32":
-            warn_of_narrowing(self._sites)
-        taps = [
-            Tap(site.name, site.kind, site.dims, site.shape, stored, site.module_type)
-            for site in self._sites
-            for stored in [site.dtype if dtype == "native" else dtype]
-        ]
-        wide = dtype == "native" and logits is not None and logits.dtype == torch.float64
-        self._schema, self._static = plan_store(
-            [as_step(step) for step in checkpoints],
-            self._probe.contents,
-            taps,
+        self._schema, self._static = plan_capture(
+            self._probe,
+            self._sites,
+            checkpoints,
             n_classes=n_classes,
-            logits_dtype="float64" if wide else "float32",
-            codec=compression,
+            wide_logits=logits is not None and logits.dtype == torch.float64,
+            dtype=dtype,
+            compression=compression,
             block_nbytes=block_nbytes,
-            attrs={"title": f"{model_name or type(model).__name__} on {self._probe.name}"},
+            title=f"{called} on {self._probe.name}",
         )
-        own = {
-            "model": model_name or type(model).__name__,
-            "model_structure": structure_digest(model),
-            "data": self._probe.name,
-            "dataset_digest": self._probe.digest,
-            "layers": wanted,
-            "kinds": asked,
-            "gradient_of": callable_name(gradient_of),
-            "output": callable_name(output),
-            "dtype": dtype,
-            "batch_size": batch_size,
-        }
-        self._provenance = {"identity": {**(identity or {}), **own}, "environment": environment(self._device)}
+        own = capture_identity(
+            model, self._probe, called, wanted, asked, gradient_of, output, dtype=dtype, batch_size=batch_size
+        )
+        known = {**(identity or {}), **own}
+        self._provenance = {"identity": known, "environment": environment(self._device)}
+        self._begin_series = partial(
+            probe_series, model, self._probe, wanted, self._storage, known, dims=dims, output=output
+        )
 
     @property
     def forecast(self) -> Forecast:
@@ -214,16 +198,20 @@ class Session:
 
     def __enter__(self) -> Self:
         require_memory(self._schema, self._batch_size, self._memory)
-        self._require_room(self._schema)
+        if self._check_disk:
+            require_room(self._schema, self._storage, self._batch_size)
         self._writer = StoreWriter.open(self._storage, self._schema, static=self._static, provenance=self._provenance)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        with ExitStack() as closing:
+            if self._writer is not None:
+                closing.callback(self._writer.close)
+            if self._series is not None:
+                closing.callback(self._series.close)
+            self._writer = self._series = None
 
     def capture(self, step: int) -> None:
         """Capture the model as it is now and commit it as checkpoint `step`.
@@ -244,6 +232,34 @@ class Session:
         """
         self._capture_hashed(as_step(step), weights_digest(self._model.state_dict()))
 
+    def track(self, step: int, *, loss: float = math.nan, accuracy: float = math.nan) -> None:
+        """Measure the model as it is now, cheaply enough for every few steps, and append a row to ``training/``.
+
+        Measured is as by `capture.Tracker`, on 120 examples of the probe set or all where it has fewer. Rows are safe
+        within seconds, and `ndt_store.open_training` reads them meanwhile.
+
+        Parameters
+        ----------
+        step : int
+            Larger than that of the call before. The first call of a session may go back, as a training does that was
+            killed: rows of this step and later ones are then dropped.
+        loss, accuracy : float
+            Of the training batch, where they are known.
+
+        Raises
+        ------
+        InvalidInputError
+            The step does not increase.
+        ResumeMismatchError
+            The store holds the series of another training.
+        """
+        self._open_writer()
+        number = as_step(step)
+        if self._series is None:
+            self._series = self._begin_series()
+            self._series.go_back(number - 1)
+        self._series.record(number, loss, accuracy)
+
     def _capture_hashed(self, step: int, digest: str) -> None:
         # For capture.capture, which knows the digest already and has checked the step.
         writer = self._open_writer()
@@ -252,7 +268,8 @@ class Session:
             return
         added = step not in writer.schema.checkpoints
         if added:
-            self._require_room(writer.schema.with_checkpoints((step,)))
+            if self._check_disk:
+                require_room(writer.schema.with_checkpoints((step,)), self._storage, self._batch_size)
             writer.extend([step])
         try:
             overflowed = write_checkpoint(
@@ -280,19 +297,3 @@ class Session:
         if self._writer is None:
             raise InvalidInputError("The session is not open: write `with capture.Session(...) as session:`.")
         return self._writer
-
-    def _require_room(self, schema: Schema) -> None:
-        if not self._check_disk:
-            return
-        committed = Catalogue.read(self._storage).committed if has_store(self._storage) else ()
-        remaining = schema.with_checkpoints(tuple(step for step in schema.checkpoints if step not in committed))
-        if remaining.checkpoints:
-            forecast_capture(remaining, self._storage.path, self._batch_size).require_room(self._storage.path)
-
-
-def _names(given: Iterable[str], what: str) -> list[str]:
-    """Sort names and drop repetitions: neither changes what is captured. A generator is read once, here."""
-    names = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidInputError(f"{what} is {described(given)}: expected names, as in {what}=['...'].")
-    return sorted(set(names))

@@ -14,22 +14,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from capture._reproducible import deterministic, mode
 from capture._training_state import TrainingLog, TrainingState, load_training_log, locked
+from capture.batches import as_tensor, batch_positions, evaluate, one_device
 from capture.checkpoints import checkpoint_path, weights_digest
 from capture.data import ImageData
 from capture.modelstate import as_device
 from capture.recipe import Recipe, TrainingRecipe
 from capture.schedule import checkpoint_steps
+from capture.series import TrackedSeries, Tracking, recipe_tracking
 from ndt_store.errors import CaptureError, InvalidInputError
 
 __all__ = [
@@ -43,6 +42,9 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int, float, float], None]
+
+_NOT_OF_A_SERIES: Final = ("training.checkpoints", "training.log_every")
+"""What may differ between trainings whose tracked series are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ def train_recipe(
     recipe: Recipe,
     save: str | os.PathLike[str],
     *,
+    store: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
@@ -80,7 +83,10 @@ def train_recipe(
     ----------
     recipe : Recipe
     save : path
-        Its identity is the recipe's seed and tables ``model``, ``data``, ``training``; what is captured may change.
+        Its identity is the recipe's seed, the tables ``model``, ``data``, ``training`` and, where it is tracked,
+        ``tracking``; what is captured may change.
+    store : path, optional
+        Where the recipe's ``[tracking]`` puts its rows. Without it, or without that table, nothing is tracked.
     data_dir : path, optional
         See `capture.data.load_data`.
     device : str or torch.device
@@ -102,6 +108,7 @@ def train_recipe(
         data,
         seed=recipe.seed,
         save=save,
+        tracking=None if store is None else recipe_tracking(recipe, model, store, data_dir),
         progress=progress,
         identity={f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()},
     )
@@ -115,6 +122,7 @@ def train(
     seed: int = 0,
     schedule: Sequence[int] | Mapping[str, int] | None = None,
     save: str | os.PathLike[str] | None = None,
+    tracking: Tracking | None = None,
     progress: Progress | None = None,
     identity: Mapping[str, Any] | None = None,
     state_interval_s: float = 30.0,
@@ -136,6 +144,9 @@ def train(
         Training folder, made where it is missing: ``step-*.safetensors``, ``training-log.csv`` and
         ``training-state.safetensors``. Where it holds this training, finished or not, that is taken over. By
         default nothing is saved.
+    tracking : Tracking, optional
+        Measures the model every so many steps and appends rows to a store, which changes nothing about the training.
+        Where `save` holds a state whose rows are not all there, the training starts over.
     progress : callable (step, n_steps, loss, accuracy), optional
         Called after each logged update with the loss and accuracy of its batch.
     identity : mapping of str to JSON value, optional
@@ -146,13 +157,13 @@ def train(
     Raises
     ------
     InvalidInputError
-        A batch is larger than the data, or the model's parameters are on several devices.
+        A batch is larger than the data, the model's parameters are on several devices, or another model is tracked.
     CaptureError
         The loss is NaN or infinite.
     ResumeMismatchError
-        The folder holds another training; the message names what differs, with both values.
+        The folder or the store holds another training; the message names what differs, with both values.
     StoreLockedError
-        Another process trains into the folder.
+        Another process trains into the folder, or tracks into the store.
     AlreadyExistsError
         The folder holds checkpoints of something else.
     IntegrityError, StorageError
@@ -167,19 +178,31 @@ def train(
         raise InvalidInputError(
             f"training.batch_size is {settings.batch_size}, expected at most the {len(data)} images of {data.name!r}."
         )
-    device = _device(model)
+    if tracking is not None and tracking.tracker.model is not model:
+        raise InvalidInputError("tracking.tracker measures another model than the one trained: make it of this one.")
+    device = one_device(model)
     steps = settings.checkpoints if schedule is None else checkpoint_steps(settings.steps, schedule)
-    state = TrainingState(model, _optimizer(settings, model), _identity(settings, steps, seed, data, model, identity))
+    own = _identity(settings, steps, seed, data, model, identity)
+    tracked = {} if tracking is None else {f"tracking.{key}": value for key, value in tracking.identity.items()}
+    state = TrainingState(model, _optimizer(settings, model), own | tracked)
     with ExitStack() as stack:
         stack.enter_context(deterministic(seed, device))
         stack.enter_context(mode(model, training=True))
         folder = None if save is None else Path(save)
         if folder is not None:
             stack.enter_context(locked(folder))
-            if not state.resume(folder):
-                state.save(folder)
+            state.require_same(folder)
+        series = None
+        if tracking is not None:
+            same = {key: value for key, value in own.items() if key not in _NOT_OF_A_SERIES}
+            series = stack.enter_context(TrackedSeries(tracking.tracker, tracking.store, same, tracking.every))
+        resumed = folder is not None and state.resume(folder, series.reaches if series else lambda _: True)
+        if series is not None:
+            series.go_back(state.step if resumed else -1)
+        if folder is not None and not resumed:
+            state.save(folder)
         begun = state.step
-        _run(settings, state, data, seed, frozenset(steps), folder, progress, state_interval_s)
+        _run(settings, state, data, seed, frozenset(steps), folder, series, progress, state_interval_s)
     kept = () if folder is None else tuple((step, checkpoint_path(folder, step)) for step in steps)
     return TrainingResult(kept, state.log, weights_digest(model.state_dict()), state.step - begun)
 
@@ -191,12 +214,15 @@ def _run(
     seed: int,
     schedule: frozenset[int],
     folder: Path | None,
+    series: TrackedSeries | None,
     progress: Progress | None,
     state_interval_s: float,
 ) -> None:
-    device = _device(state.model)
-    inputs, labels = _tensor(data.inputs, device), _tensor(data.labels, device)
+    device = one_device(state.model)
+    inputs, labels = as_tensor(data.inputs, device), as_tensor(data.labels, device)
     saved_at, saved_step = time.monotonic(), state.step
+    if series is not None and series.last_step is None:
+        series.record(state.step)
     while True:
         if folder is not None:
             due = state.step in schedule and str(state.step) not in state.weights
@@ -204,12 +230,14 @@ def _run(
                 state.save_checkpoint(folder)
             late = state.step == settings.steps or time.monotonic() - saved_at > state_interval_s
             if due or (late and state.step > saved_step):
+                if series is not None:
+                    series.flush()
                 state.save(folder)
                 saved_at, saved_step = time.monotonic(), state.step
         if state.step == settings.steps:
             state.optimizer.zero_grad(set_to_none=True)
             return
-        batch = _tensor(batch_positions(seed, state.step, len(data), settings.batch_size), device)
+        batch = as_tensor(batch_positions(seed, state.step, len(data), settings.batch_size), device)
         targets = labels[batch]
         state.optimizer.zero_grad(set_to_none=True)
         logits = state.model(inputs[batch])
@@ -217,8 +245,10 @@ def _run(
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimizer.step()
         state.step += 1
+        logged = state.step % settings.log_every == 0 or state.step == settings.steps
+        measured = series is not None and series.is_due(state.step)
         # Reading the loss waits for the device, so it is read only where it is wanted.
-        if state.step % settings.log_every == 0 or state.step == settings.steps:
+        if logged or measured:
             accuracy = (logits.detach().argmax(dim=1) == targets).float().mean().item()
             row = (state.step, loss.item(), accuracy)
             if not math.isfinite(row[1]):
@@ -226,37 +256,12 @@ def _run(
                     f"The loss is {row[1]} at step {state.step} of {settings.steps}, expected a finite number; "
                     f"lower training.learning_rate (now {settings.learning_rate}) or check the inputs."
                 )
-            state.log.rows.append(row)
-            if progress is not None:
-                progress(state.step, settings.steps, row[1], row[2])
-
-
-def batch_positions(seed: int, step: int, n_examples: int, batch_size: int) -> npt.NDArray[np.int64]:
-    """Return the positions in the data of the batch that update ``step + 1`` uses.
-
-    Epoch e is the permutation of ``numpy.random.default_rng([seed, e])``, cut into batches of equal size;
-    what is left over at its end is not used.
-    """
-    epoch, batch = divmod(step, n_examples // batch_size)
-    return _epoch(seed, epoch, n_examples)[batch * batch_size : (batch + 1) * batch_size]
-
-
-@lru_cache(maxsize=2)
-def _epoch(seed: int, epoch: int, n_examples: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(n_examples)
-
-
-def evaluate(model: nn.Module, data: ImageData, batch_size: int = 1000) -> tuple[float, float]:
-    """Return a model's mean cross-entropy (nats) and accuracy (0 to 1) on images, in evaluation mode."""
-    device = _device(model)
-    loss = correct = 0.0
-    with torch.inference_mode(), mode(model, training=False):
-        for start in range(0, len(data), batch_size):
-            logits = model(_tensor(data.inputs[start : start + batch_size], device))
-            labels = _tensor(data.labels[start : start + batch_size], device)
-            loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            correct += (logits.argmax(dim=1) == labels).sum().item()
-    return loss / len(data), correct / len(data)
+            if series is not None and measured:
+                series.record(*row)
+            if logged:
+                state.log.rows.append(row)
+                if progress is not None:
+                    progress(state.step, settings.steps, row[1], row[2])
 
 
 def _optimizer(settings: TrainingRecipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -285,16 +290,3 @@ def _identity(
         "data_digest": data.digest,
         "initial_weights_digest": weights_digest(model.state_dict()),
     }
-
-
-def _device(model: nn.Module) -> torch.device:
-    devices = {p.device for p in model.parameters()}
-    if len(devices) != 1:
-        found = ", ".join(sorted(map(str, devices))) or "no device, having none"
-        raise InvalidInputError(f"The model's parameters are on {found}, expected one device; move it with model.to.")
-    return devices.pop()
-
-
-def _tensor(array: npt.NDArray[Any], device: torch.device) -> Tensor:
-    # from_numpy warns of read-only arrays; only those are copied.
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)

@@ -265,7 +265,7 @@ def demo(ctx: click.Context, out: str) -> None:
     """
     store, weights, page = f"{out}/demo.zarr", f"{out}/demo-checkpoints", f"{out}/demo-report"
     for name, *arguments in (
-        ("train", "demo", "--checkpoints", weights),
+        ("train", "demo", "--checkpoints", weights, "--store", store),
         ("capture", "demo", "--checkpoints", weights, "--store", store),
         ("verify", store, "--read-data"),
         ("summary", store),

@@ -1,9 +1,12 @@
 """Commands that run a model: what they print, where they put it, and how they refuse."""
 
 import json
+import re
 
 import pytest
 
+import ndt_store
+from capture.recipe import recipe_names
 from ndt_store import open_store
 from ndt_store.cli import main
 
@@ -57,6 +60,61 @@ def test_both_resume(folder, capsys):
         code, _, err = run(capsys, "capture", "tiny.toml")
     assert code == 0
     assert "checkpoint 0" not in err
+
+
+def test_train_tracks_into_the_store_that_is_captured_later(folder, capsys):
+    (folder / "tiny.toml").write_text(RECIPE + "[tracking]\nevery = 2\nn_examples = 20\n")
+    code, out, err = run(capsys, "train", "tiny.toml")
+    assert (code, out) == (0, "")
+    assert "runs/tiny.zarr: training/ has a row every 2 steps." in err
+    before = ndt_store.open_training("runs/tiny.zarr")
+    assert before["step"].values.tolist() == [0, 2, 4, 6]
+    code, _, err = run(capsys, "info", "runs/tiny.zarr")
+    assert code != 0
+    assert "no capture yet" in err
+    assert run(capsys, "capture", "tiny.toml")[0] == 0
+    store = open_store("runs/tiny.zarr")
+    assert store.training.identical(before)
+    assert tuple(before["layer"].values) == store.layers
+    assert store.provenance["identity"]["recipe"]["tracking"]["every"] == 2
+
+
+def test_train_takes_a_store_and_leaves_tracking_out_when_told(folder, capsys):
+    (folder / "tiny.toml").write_text(RECIPE + "[tracking]\nevery = 2\nn_examples = 20\n")
+    code, _, err = run(capsys, "train", "tiny.toml", "--no-track")
+    assert code == 0
+    assert "training/" not in err
+    assert not (folder / "runs" / "tiny.zarr").exists()
+    code, _, err = run(capsys, "train", "tiny.toml", "--store", "elsewhere.zarr")
+    assert code == 3
+    assert "tracking.every = null, and this one has 2" in err
+    assert run(capsys, "train", "tiny.toml", "--store", "elsewhere.zarr", "--checkpoints", "new")[0] == 0
+    assert ndt_store.open_training("elsewhere.zarr").sizes["step"] == 4
+
+
+def test_another_seed_has_weights_and_a_store_of_its_own(folder, capsys):
+    for seed in ((), ("--seed", "0"), ("--seed", "2")):
+        for command in ("train", "capture"):
+            assert run(capsys, command, "tiny.toml", *seed)[0] == 0
+    made = sorted(path.name for path in (folder / "runs").iterdir())
+    assert made == ["tiny-checkpoints", "tiny-seed2-checkpoints", "tiny-seed2.zarr", "tiny.zarr"]
+    stores = [open_store(f"runs/{name}.zarr") for name in ("tiny", "tiny-seed2")]
+    assert [store.provenance["identity"]["recipe"]["seed"] for store in stores] == [0, 2]
+    digests = [store.root["weights_digest"].values.tolist() for store in stores]
+    assert not set(digests[0]) & set(digests[1])
+    code, _, err = run(capsys, "plan", "tiny.toml", "--seed", "2")
+    assert code == 0
+    assert "runs/tiny-seed2.zarr: 3 checkpoints take" in err
+    code, _, err = run(capsys, "train", "tiny.toml", "--seed", "-1")
+    assert code == 2
+
+
+@pytest.mark.parametrize("command", ["plan", "train", "capture"])
+def test_help_lists_every_built_in_recipe(folder, capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    words = set(re.findall(r"\w+", out))
+    assert not set(recipe_names()) - words
 
 
 def test_plan_forecasts_by_layer_and_kind_and_writes_nothing(folder, capsys):

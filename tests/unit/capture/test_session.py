@@ -451,4 +451,5 @@ def test_a_session_offers_no_way_to_record_weights_that_it_did_not_look_at():
         "committed",
         "forecast",
         "store",
+        "track",
     }
