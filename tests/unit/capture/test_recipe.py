@@ -20,10 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from capture.data import load_data, load_digits
+import ndt_store
+from capture.checkpoints import weights_digest
+from capture.data import ImageData, load_data, load_digits
+from capture.from_recipe import plan_recipe
 from capture.models import build_model
 from capture.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 from capture.schedule import checkpoint_steps
+from capture.training import train_recipe
 from ndt_store.errors import InvalidInputError, NotFoundError
 
 MINIMAL = """
@@ -121,6 +125,7 @@ def test_recipe__digest_does_not_see_cosmetic_edits(recipe_file: Path) -> None:
         {"training": {"checkpoints": [0, 10]}},
         {"probe": {"n_examples": 10}},
         {"capture": {"layers": ["relu1", "classifier"]}},
+        {"tracking": {}},
     ],
 )
 def test_recipe__digest_sees_every_change_of_content(change: dict[str, Any]) -> None:
@@ -152,6 +157,13 @@ def test_recipe__digest_sees_every_change_of_content(change: dict[str, Any]) -> 
         ({"capture": {"kinds": ["gradients"] * 2}}, "expected each entry once"),
         ({"capture": {"compression": "zip"}}, r"capture\.compression is \"zip\", expected one of none, fast"),
         ({"model": 3}, r"model is 3, expected a table\."),
+        ({"tracking": 5}, r"tracking is 5, expected a table\."),
+        ({"tracking": {"evry": 5}}, r"unknown key tracking\.evry, .*did you mean 'every'"),
+        ({"tracking": {"batch_size": 5}}, r"unknown key tracking\.batch_size, .*did you mean training\.batch_size"),
+        ({"training": {"positions": "mean"}}, r"unknown key training\.positions, .*did you mean tracking\.positions"),
+        ({"tracking": {"every": 0}}, r"tracking\.every is 0, expected a number greater than 0\."),
+        ({"tracking": {"measures": ["rank"]}}, r'tracking\.measures\[0\] is "rank", expected one of stable_rank'),
+        ({"tracking": {"positions": "samples"}}, r"tracking\.positions is \"samples\", expected 'flatten' or 'mean'"),
     ],
 )
 def test_parse_recipe__says_file_key_value_and_what_was_expected(change: dict[str, Any], message: str) -> None:
@@ -213,7 +225,10 @@ def test_recipe__model_weights_come_from_its_seed() -> None:
 
 
 def test_recipe_names__lists_the_built_in_files() -> None:
-    assert recipe_names() == ("cnn_deep", "demo", "mlp_narrow", "transformer_shallow")
+    cnns = ("cnn_deep", "cnn_medium", "cnn_shallow")
+    mlps = ("mlp_deep_10", "mlp_medium", "mlp_medium_5", "mlp_narrow", "mlp_shallow_2", "mlp_wide")
+    transformers = ("transformer_deep", "transformer_medium", "transformer_narrow", "transformer_shallow")
+    assert recipe_names() == (*cnns, "demo", *mlps, "resnet18", *transformers, "vit_small")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -227,6 +242,59 @@ def test_built_in_recipes__tap_modules_that_are_there(name: str) -> None:
         assert [m for m in modules if fnmatch.fnmatchcase(m, pattern) and m.count(".") == depth]
     assert recipe.training.checkpoints[0] == 0
     assert recipe.training.checkpoints[-1] == recipe.training.steps
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_built_in_recipes__train_a_step_and_plan_a_capture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    images = rng.random((40, 1, 28, 28), dtype=np.float32)
+    tiny = ImageData(images, np.arange(40) % 10, tuple("abcdefghij"), "tiny", np.arange(40))
+    monkeypatch.setattr("capture.recipe.load_data", lambda *_: tiny)
+    recipe = load_recipe(name)
+    assert (recipe.training.steps, recipe.training.batch_size) == (300 if name == "demo" else 2000, 128)
+    assert (recipe.training.optimizer, recipe.training.learning_rate, recipe.seed) == ("adam", 1e-3, 0)
+    assert recipe.tracking is not None
+    assert recipe.tracking.every == 5
+    content = recipe.model_dump(mode="json")
+    content["training"] |= {"steps": 1, "batch_size": 8, "checkpoints": [0, 1]}
+    content["probe"]["n_examples"] = content["tracking"]["n_examples"] = 10
+    small = parse_recipe(content)
+    store = tmp_path / "run.zarr"
+    result = train_recipe(small, tmp_path / "weights", store=store)
+    assert result.n_trained == 1
+    series = ndt_store.open_training(store)
+    assert series.sizes["layer"] == len(set(series["layer"].values.tolist())) > 1
+    assert np.isfinite(series["participation_ratio"].values[0, :-1]).all()
+    forecast = plan_recipe(small, store)
+    assert forecast.n_checkpoints == 2
+    assert {kind for row in forecast.rows() for kind in [row["kind"]]} >= set(recipe.capture.kinds)
+
+
+def test_with_seed__changes_the_seed_and_nothing_else() -> None:
+    recipe = load_recipe("demo")
+    other = recipe.with_seed(3)
+    assert (recipe.seed, other.seed) == (0, 3)
+    assert other.with_seed(0) == recipe
+    assert other.digest != recipe.digest
+    data = recipe.probe_data()
+    weights = [weights_digest(r.build_model(data).state_dict()) for r in (recipe, other)]
+    assert weights[0] != weights[1]
+    with pytest.raises(InvalidInputError, match="seed is -1, expected a number greater than or equal to 0"):
+        recipe.with_seed(-1)
+
+
+def test_tracking_data__is_balanced_and_standardised_as_in_training() -> None:
+    recipe = parse_recipe(broken(tracking={"n_examples": 30, "split": "train"}))
+    data = recipe.tracking_data()
+    assert np.bincount(data.labels).tolist() == [3] * 10
+    assert data.split == "train"
+    raw = load_digits("train").balanced(30).inputs
+    np.testing.assert_allclose(data.inputs, (raw.astype(float) - 0.3) / 0.4, atol=1e-6)
+    with pytest.raises(InvalidInputError, match="'small' has no table tracking"):
+        parse_recipe(broken()).tracking_data()
 
 
 def test_demo_recipe__standardises_with_the_mean_and_std_of_its_data() -> None:
