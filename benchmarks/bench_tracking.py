@@ -17,6 +17,7 @@ import torch
 from benchmarks.harness import Bar, Row, against, is_quick, race
 from capture._reproducible import deterministic
 from capture.data import ImageData, load_embedded
+from capture.heap import freed_memory_kept
 from capture.models import build_model
 from capture.recipe import Recipe, load_recipe
 from capture.recipe_tables import DEFAULT_N_EXAMPLES, TrainingRecipe
@@ -99,7 +100,7 @@ def _stages(store: Path, recipe: Recipe, model: torch.nn.Module, data: ImageData
         with tapper:
             tapper.run(inputs, labels, lambda *_: None)
 
-    with deterministic(0, torch.device("cpu")), TrackedSeries(known, store, {}) as series:
+    with freed_memory_kept(), deterministic(0, torch.device("cpu")), TrackedSeries(known, store, {}) as series:
 
         def write() -> None:
             series.record(next(steps))

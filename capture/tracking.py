@@ -180,8 +180,8 @@ class Tracker:
         rows = [measured(*found[layer], len(self._labels), self._centre) for layer in self.layers]
         loss = accuracy = math.nan
         if result.loss is not None and result.prediction is not None:
-            loss = result.loss.double().mean().item()
-            accuracy = (result.prediction == self._labels).double().mean().item()
+            loss = result.loss.cpu().double().mean().item()
+            accuracy = (result.prediction == self._labels).sum().item() / len(self._labels)
         return Measurement(loss, accuracy, {name: np.array([row[name] for row in rows]) for name in self._measures})
 
 

@@ -25,6 +25,7 @@ from capture._training_state import TrainingLog, TrainingState, load_training_lo
 from capture.batches import as_tensor, batch_positions, evaluate, one_device
 from capture.checkpoints import checkpoint_path, weights_digest
 from capture.data import ImageData
+from capture.heap import freed_memory_kept
 from capture.modelstate import as_device
 from capture.recipe import Recipe, TrainingRecipe
 from capture.schedule import checkpoint_steps
@@ -186,6 +187,8 @@ def train(
     tracked = {} if tracking is None else {f"tracking.{key}": value for key, value in tracking.identity.items()}
     state = TrainingState(model, _optimizer(settings, model), own | tracked)
     with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(freed_memory_kept())
         stack.enter_context(deterministic(seed, device))
         stack.enter_context(mode(model, training=True))
         folder = None if save is None else Path(save)

@@ -65,23 +65,41 @@ def test_an_allocator_that_the_user_has_tuned_is_left_alone(name):
     assert inside > outside / 2
 
 
-def test_a_capture_keeps_what_its_passes_free(monkeypatch, tmp_path):
+@pytest.fixture
+def entered(monkeypatch):
+    """How often memory was begun to be kept."""
     from contextlib import contextmanager
 
-    import torch
+    from capture import passes, training
 
-    import capture
-    from capture import passes
-
-    entered = []
+    times = []
 
     @contextmanager
     def noted():
-        entered.append(True)
+        times.append(True)
         yield
 
-    monkeypatch.setattr(passes, "freed_memory_kept", noted)
+    for module in (passes, training):
+        monkeypatch.setattr(module, "freed_memory_kept", noted)
+    return times
+
+
+def test_a_capture_keeps_what_its_passes_free(entered, tmp_path):
+    import torch
+
+    import capture
+
     data = torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)
     model = torch.nn.Sequential(torch.nn.Linear(3, 2))
     capture.capture(model, data, store=tmp_path / "run.zarr", layers=["*"], progress=False)
+    assert entered == [True]
+
+
+def test_a_training_keeps_what_its_steps_free(entered):
+    import capture
+    from capture.recipe import TrainingRecipe
+
+    data = capture.load_data("digits", "train").first(20)
+    model = capture.build_model("mlp_narrow", input_shape=data.input_shape, n_classes=10)
+    capture.train(TrainingRecipe(steps=2, batch_size=10), model, data)
     assert entered == [True]
