@@ -11,7 +11,9 @@ anything is decompressed, so that a forged frame cannot ask for more memory than
 
 from __future__ import annotations
 
+import ctypes
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,10 +48,25 @@ _BLOSC_HEADER: Final = struct.Struct("<4B3I")
 _STRINGS: Final = VLenUTF8()
 
 
+def _crc32c_without_lock() -> Any:
+    """Find the C function that google_crc32c wraps, to call it without the interpreter lock; None where it is not."""
+    try:
+        extend = ctypes.CDLL(sys.modules["google_crc32c._crc32c"].__file__).crc32c_extend
+    except (KeyError, OSError, AttributeError):
+        return None
+    extend.argtypes, extend.restype = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_uint32
+    return extend
+
+
+_EXTEND: Final = _crc32c_without_lock()
+
+
 def crc32c(payload: memoryview | bytes, start: int = 0) -> int:
     """CRC-32C (Castagnoli) of a buffer, or of what gave `start` followed by it; in hardware where there is any."""
-    # The C function takes arrays and bytes, but no memoryview, and holds the interpreter lock for as long as it runs.
     values = np.frombuffer(payload, np.uint8)
+    if _EXTEND is not None and len(values) > CRC_PIECE_NBYTES:
+        return int(_EXTEND(start, values.ctypes.data, len(values)))
+    # The module's own function takes arrays and bytes, but no memoryview, and holds the lock for as long as it runs.
     for begin in range(0, len(values), CRC_PIECE_NBYTES):
         start = int(google_crc32c.extend(start, values[begin : begin + CRC_PIECE_NBYTES]))
     return start

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ndt_store import blocks as blocks_module
-from ndt_store import open_store
+from ndt_store import codecs, open_store
 from ndt_store.blocks import BlockArray, as_selector, read_block
 from ndt_store.codecs import CRC_PIECE_NBYTES, crc32c
 from ndt_store.errors import IntegrityError
@@ -130,7 +130,10 @@ def test_as_selector_selects_the_same(positions):
     assert isinstance(selector, slice) == (len(steps) <= 1 and steps != {0})
 
 
-def test_crc32c_of_pieces_is_that_of_the_whole(rng):
+@pytest.mark.parametrize("found", [True, False], ids=["without the lock", "by google_crc32c"])
+def test_crc32c_of_pieces_is_that_of_the_whole(rng, monkeypatch, found):
+    if not found:
+        monkeypatch.setattr(codecs, "_EXTEND", None)
     assert crc32c(b"123456789") == 0xE3069283  # the check value of the CRC catalogue
     assert crc32c(b"6789", crc32c(b"12345")) == 0xE3069283
     assert crc32c(b"") == 0
@@ -138,3 +141,4 @@ def test_crc32c_of_pieces_is_that_of_the_whole(rng):
     import google_crc32c
 
     assert crc32c(data) == crc32c(memoryview(data)) == google_crc32c.value(data)
+    assert crc32c(data[7:], crc32c(data[:7])) == google_crc32c.value(data)

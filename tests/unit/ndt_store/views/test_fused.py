@@ -10,6 +10,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from ndt_store import codecs
 from ndt_store.errors import InvalidInputError
 from ndt_store.views import classes, jit, moments, topk
 from ndt_store.views.fused import summarise
@@ -226,6 +227,17 @@ def test_summarise__lets_other_threads_run(row):
 def test_topk__lets_other_threads_run():
     block = np.repeat(np.arange(6000, dtype=np.float32), 20).reshape(1, 6000, 1, 20, 1)
     assert max(looks_during(lambda: topk.update(block, np.arange(6000), 200)) for _ in range(5)) > 2
+
+
+@pytest.mark.skipif(codecs._EXTEND is None, reason="the checksum's C function is hidden here")
+def test_crc32c__lets_other_threads_run():
+    block = memoryview(np.ones(1 << 27, np.uint8))
+    assert max(looks_during(lambda: codecs.crc32c(block)) for _ in range(5)) > 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the wheels of other systems may hide it")
+def test_crc32c__finds_its_c_function():
+    assert codecs._EXTEND is not None
 
 
 IMPORTS = "import ndt_store, ndt_store.views.fused, ndt_store.views.moments, ndt_store.views.topk"
