@@ -8,6 +8,7 @@ of a computation that holds our tasks, and restored after the last. Other comput
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from typing import Any, Final
@@ -28,6 +29,7 @@ class _OneBlasThread(Callback):
         super().__init__(start=self._begin, finish=self._end)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
         self._running = 0
+        self._libraries: tuple[int, Any] = (0, None)
         self._limiter: Any = None
 
     def _begin(self, graph: Mapping[Any, Any]) -> None:
@@ -35,8 +37,14 @@ class _OneBlasThread(Callback):
             return
         with self._lock:
             if self._running == 0:
-                self._limiter = ThreadpoolController().limit(limits=1)
+                self._limiter = self._controller().limit(limits=1)
             self._running += 1
+
+    def _controller(self) -> Any:
+        # Looking for libraries takes as long as reading 10 MB, and they come with Python modules.
+        if self._libraries[0] != len(sys.modules):
+            self._libraries = (len(sys.modules), ThreadpoolController())
+        return self._libraries[1]
 
     def _end(self, graph: Mapping[Any, Any], _state: Any, _failed: bool) -> None:
         if not _is_ours(graph):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ def human_nbytes(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
+@functools.cache
 def memory_nbytes(membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory of the machine, or of the tightest control group around this process if that is less.
 

@@ -1,5 +1,7 @@
 """One BLAS thread while our tasks run, and only then."""
 
+import sys
+
 import dask
 import dask.array as da
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import ndt_query as nq
+from ndt_query import threads
 
 from .sources import labelled
 
@@ -58,3 +61,11 @@ def test_failed_computation__gives_the_threads_back(two_threads):
     with pytest.raises(RuntimeError, match="broken disk"), dask.config.set(scheduler="threads"):
         nq.unit_moments(acts).compute()
     assert blas_threads() == {2}
+
+
+def test_libraries__are_looked_for_again_when_modules_have_come(monkeypatch):
+    callback = threads._OneBlasThread()
+    first = callback._controller()
+    assert callback._controller() is first
+    monkeypatch.setitem(sys.modules, "a_module_with_its_own_blas", threads)
+    assert callback._controller() is not first
