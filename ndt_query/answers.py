@@ -19,7 +19,8 @@ from dask.highlevelgraph import HighLevelGraph
 
 from ndt_query.asked import Asked, asked_of
 from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
-from ndt_query.reduce import ADVICE, Output, Reduction, reduce_examples
+from ndt_query.passes import reduce_values
+from ndt_query.reduce import ADVICE, Output, Reduction
 from ndt_query.threads import TASK_PREFIX, install
 from ndt_query.viewed import Finalise, Viewed
 from ndt_store.dims import CHECKPOINT, UNIT
@@ -94,7 +95,7 @@ def answer(
                 # Views are made of all units, and what is asked for may be smaller.
                 why = "making the view would not fit the budget"
     where = "/".join(str(given.attrs[key]) for key in ("layer", "kind") if key in given.attrs) or "the array"
-    found = reduce_examples(acts, reduction, what=what, memory=memory, advice=advice)
+    found = reduce_values(given, acts, reduction, what=what, memory=memory, advice=advice)
     return Answer(found, f"{where}: a pass over its values ({why})")
 
 

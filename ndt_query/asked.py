@@ -8,15 +8,18 @@ a trace, or with other dimensions than the store's, is computed from its values 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ndt_store.blocks import as_selector, outer
 from ndt_store.catalogue import Catalogue
 from ndt_store.dims import EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.schema import ArraySpec
 from ndt_store.traced import part_of
+from ndt_store.views.blocks import Block, as_block
 from ndt_store.views.frame import Frame, frame_of, has_views
 
 __all__ = ["Asked", "asked_of"]
@@ -56,6 +59,29 @@ class Asked:
         """Whether no example is left out."""
         return len(self.rows) == self.frame.n_examples
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the examples come in the order of the store."""
+        return bool((np.diff(self.rows) > 0).all())
+
+    def take(self, data: NDArray[Any], local: NDArray[np.intp]) -> Block:
+        """Pick examples of a block by their place in it, and the selected units; copies only where it has to.
+
+        Parameters
+        ----------
+        data : ndarray (example, ...)
+            Values of a block.
+        local : ndarray of intp (example,)
+            Examples, each once.
+
+        Returns
+        -------
+        ndarray (1, example, token, unit, position)
+        """
+        rows = slice(None) if len(local) == len(data) else as_selector(local)
+        every = slice(None)
+        return outer(as_block(data[None], self.frame.n_before), (every, rows, every, as_selector(self.units)))
+
 
 def asked_of(acts: xr.DataArray) -> tuple[Asked | None, str]:
     """Tell what part of a store an array is, or None and why views cannot speak of it."""
@@ -77,7 +103,8 @@ def asked_of(acts: xr.DataArray) -> tuple[Asked | None, str]:
     if tuple(kept) != frame.position_dims:
         return None, f"its positions are stored in the order {', '.join(frame.position_dims)}"
     rows = by_dim[EXAMPLE]
-    if not (np.diff(rows) > 0).all() and len(np.unique(rows)) != len(rows):
-        return None, "an example is selected twice"
     steps = tuple(catalogue.committed[position] for position in by_dim[spec.dims[0]])
-    return Asked(catalogue, frame, steps, rows, by_dim[UNIT]), ""
+    asked = Asked(catalogue, frame, steps, rows, by_dim[UNIT])
+    if not asked.in_order and len(np.unique(rows)) != len(rows):
+        return None, "an example is selected twice"
+    return asked, ""

@@ -4,10 +4,10 @@ The projection of one query is::
 
     threads x (2 x source chunk + working factor x piece) + states x state size + result size
 
-A *source chunk* is what one task reads, a *piece* is what one kernel call is given of it, the *working factor* counts
-the kernel's temporaries against the piece, and *states* counts the partial results that are alive at the same time.
-Source chunks count twice: beside the one in work, each thread may leave a finished one that the scheduler or the
-allocator has yet to give back.
+A *source chunk* is what one task reads at a time, a block where that is enough; a *piece* is what one kernel call is
+given of it, the *working factor* counts the kernel's temporaries against the piece, and *states* counts the partial
+results that are alive at the same time. Source chunks count twice: beside the one in work, each thread may hold its
+compressed form, or may leave a finished one that the scheduler or the allocator has yet to give back.
 """
 
 from __future__ import annotations

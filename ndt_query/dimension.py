@@ -127,7 +127,7 @@ class RowsReduction:
         """State of one block."""
         rows = sample_rows(as_float(block), self.how.mode)
         groups = np.repeat(self.groups[start : start + rows.shape[1]], rows.shape[2])
-        return Rows(rows.reshape(rows.shape[0], -1, rows.shape[3]), groups)
+        return Rows(np.array(rows.reshape(rows.shape[0], -1, rows.shape[3])), groups)
 
     def merge(self, left: Rows, right: Rows) -> Rows:
         """Join two states."""

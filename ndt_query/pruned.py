@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ndt_query.asked import Asked
 from ndt_store.layout import n_blocks
 from ndt_store.views import topk
-from ndt_store.views.blocks import as_block
 from ndt_store.views.build import each_block, make_views
 from ndt_store.views.fused import summarise
 from ndt_store.views.kinds import MomentsView, TopView
@@ -81,12 +80,7 @@ class Blocks:
 
     def take(self, index: int, data: NDArray[Any]) -> NDArray[Any]:
         """Pick the selection from a block's values, as (1, example, token, unit, position)."""
-        frame = self.asked.frame
-        local = self._rows[index] - index * self._size
-        picked = data if len(local) == len(data) else data[local]
-        block = as_block(picked[None], frame.n_before)
-        units = self.asked.units
-        return block if np.array_equal(units, np.arange(frame.n_units)) else block[:, :, :, units]
+        return self.asked.take(data, self._rows[index] - index * self._size)
 
     def by_promise(self) -> list[int]:
         """Order blocks so that those with large values come first, and later ones can be left out."""

@@ -4,7 +4,7 @@ A reduction is any object with the four methods of `Reduction`. `reduce_examples
 
 1. one task for each chunk, which turns the chunk into a state,
 2. a tree of merges over the chunks of the same checkpoints, always in the same order, so that results repeat exactly,
-3. one task that turns the last state into arrays, and one array for each result.
+3. one task that joins the last states and turns them into arrays, and one array for each result.
 
 Chunks are named by the data alone, so that results computed together share them and each is read once. Data without
 dask are reduced at once, by the same code.
@@ -12,9 +12,10 @@ dask are reduced at once, by the same code.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 import dask.array as da
@@ -72,7 +73,7 @@ class Reduction(Protocol[State]):
         ...
 
     def update(self, block: Block, start: int) -> State:
-        """State of one block whose first example has position `start` in the data."""
+        """State of one block whose first example has position `start` in the data; it keeps nothing of its memory."""
         ...
 
     def merge(self, left: State, right: State) -> State:
@@ -150,7 +151,7 @@ def _rechunked(
     if projected_nbytes(terms) > allowed:
         example = axes.index(EXAMPLE)
         longest = max(joined.chunks[example])
-        spare = allowed - projected_nbytes(_without_pieces(terms))
+        spare = allowed - projected_nbytes(replace(terms, piece_nbytes=0))
         row_nbytes = terms.n_threads * (1 + reduction.working_factor) * terms.piece_nbytes / longest
         fitting = int(spare // row_nbytes)
         if 1 <= fitting < longest:
@@ -169,13 +170,6 @@ def _largest_nbytes(data: da.Array) -> int:
     return int(math.prod(max(sizes) for sizes in data.chunks) * data.dtype.itemsize)
 
 
-def _without_pieces(terms: Projection) -> Projection:
-    return Projection(
-        terms.source_nbytes, 0, terms.working_factor, terms.n_threads, terms.state_nbytes, terms.n_states,
-        terms.result_nbytes,
-    )  # fmt: skip
-
-
 def _projection(data: da.Array, axes: Sequence[str], reduction: Reduction[Any], source_nbytes: int) -> Projection:
     c, e, u = (axes.index(dim) for dim in (CHECKPOINT, EXAMPLE, UNIT))
     n_checkpoints, n_units = max(data.chunks[c]), max(data.chunks[u])
@@ -186,46 +180,75 @@ def _projection(data: da.Array, axes: Sequence[str], reduction: Reduction[Any], 
     threads = min(n_threads(), data.npartitions)
     # Checkpoints (and unit chunks) under way at once, each with its tree of partial states and what is being merged.
     under_way = min(math.ceil(threads / n_parts) + 1, len(data.chunks[c]) * len(data.chunks[u]))
-    alive = (
-        under_way * min(n_parts, FAN_IN * max(1, math.ceil(math.log(n_parts, FAN_IN)))) if n_parts > 1 else under_way
-    )
-    peak = max(alive * one, 2 * under_way * final)
+    peak = max(under_way * n_waiting(n_parts) * one, 2 * under_way * final)
     piece = _largest_nbytes(data)
     # A chunk that is handed to the kernel as it was read is not there twice.
     working = reduction.working_factor + (piece != source_nbytes)
-    result = sum(
-        math.prod(size for dim, size in zip(output.dims, output.sizes, strict=True) if dim != UNIT)
-        * data.shape[c] * (data.shape[u] if UNIT in output.dims else 1) * np.dtype(output.dtype).itemsize
-        for output in reduction.outputs().values()
-    )  # fmt: skip
     n_states = max(1, math.ceil(peak / max(1, one)))
+    result = result_nbytes(reduction, data.shape[c], data.shape[u])
     return Projection(source_nbytes, piece, working, threads, one, n_states, result)
+
+
+def result_nbytes(reduction: Reduction[Any], n_checkpoints: int, n_units: int) -> int:
+    """Size of the arrays that a reduction ends in, in bytes."""
+    return n_checkpoints * sum(
+        math.prod(n_units if dim == UNIT else size for dim, size in zip(output.dims, output.sizes, strict=True))
+        * np.dtype(output.dtype).itemsize
+        for output in reduction.outputs().values()
+    )
+
+
+def n_waiting(n_parts: int) -> int:
+    """Count the states of one result that wait to be merged, at most, where it is made of so many parts."""
+    return min(n_parts, FAN_IN * max(1, math.ceil(math.log(n_parts, FAN_IN))))
 
 
 def _update(block: Array, reduction: Reduction[Any], n_before: int, start: int) -> Any:
     return reduction.update(as_block(block, n_before), start)
 
 
-def _merge(states: Sequence[Any], reduction: Reduction[Any]) -> Any:
-    merged = states[0]
-    for state in states[1:]:
-        merged = reduction.merge(merged, state)
-    return merged
+def _merge(reduction: Reduction[Any], states: Sequence[Any]) -> Any:
+    return functools.reduce(reduction.merge, states)
 
 
-def _finalise(state: Any, reduction: Reduction[Any]) -> Mapping[str, Array]:
-    found: Mapping[str, Array] = reduction.finalise(state)
+def _finalise(reduction: Reduction[Any], states: Sequence[Any]) -> Mapping[str, Array]:
+    found: Mapping[str, Array] = reduction.finalise(_merge(reduction, states))
     return found
 
 
-def _pick(results: Mapping[str, Array], name: str) -> Array:
+def pick(results: Mapping[str, Array], name: str) -> Array:
+    """Return one result of a reduction."""
     return results[name]
+
+
+def add_merges(graph: dict[Any, Any], level: list[Any], name: tuple[Any, ...], merge: tuple[Any, ...]) -> list[Any]:
+    """Add a tree of merges to a graph until at most `FAN_IN` states are left, and return their keys.
+
+    Parameters
+    ----------
+    graph : dict
+        Takes the tasks.
+    level : list
+        Keys of the states, in order.
+    name : tuple
+        Start of the keys of merges.
+    merge : tuple
+        A task that still lacks its last argument, the states.
+    """
+    depth = 0
+    while len(level) > FAN_IN:
+        groups = [level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN)]
+        level = [(*name, depth, place) for place in range(len(groups))]
+        graph.update({key: (*merge, group) for key, group in zip(level, groups, strict=True)})
+        depth += 1
+    return level
 
 
 def _graph(data: da.Array, n_before: int, reduction: Reduction[Any]) -> dict[str, da.Array]:
     install()
     token = f"{type(reduction).__name__.lower()}-{tokenize(data.name, data.chunks, reduction, n_before)}"
-    kernel, update, final = (f"{TASK_PREFIX}{stage}-{token}" for stage in ("kernel", "update", "finalise"))
+    stages = ("kernel", "update", "merge", "finalise")
+    kernel, update, merge, final = (f"{TASK_PREFIX}{stage}-{token}" for stage in stages)
     unit = 2 + n_before
     zeros_before, zeros_after = (0,) * n_before, (0,) * (data.ndim - unit - 1)
     starts = np.cumsum([0, *data.chunks[1]]).tolist()
@@ -238,14 +261,8 @@ def _graph(data: da.Array, n_before: int, reduction: Reduction[Any]) -> dict[str
                 source = (data.name, c, e, *zeros_before, u, *zeros_after)
                 dsk[update, c, e, u] = (_update, source, kernel, n_before, starts[e])
                 level.append((update, c, e, u))
-            depth = 0
-            while len(level) > 1:
-                merge = f"{TASK_PREFIX}merge{depth}-{token}"
-                groups = [level[i : i + FAN_IN] for i in range(0, len(level), FAN_IN)]
-                level = [(merge, c, g, u) for g in range(len(groups))]
-                dsk.update({key: (_merge, group, kernel) for key, group in zip(level, groups, strict=True)})
-                depth += 1
-            dsk[final, c, u] = (_finalise, level[0], kernel)
+            level = add_merges(dsk, level, (merge, c, u), (_merge, kernel))
+            dsk[final, c, u] = (_finalise, kernel, level)
     arrays = {}
     for name, output in reduction.outputs().items():
         arrays[name] = _output_array(data, dsk, (final, token), name, output, unit)
@@ -267,7 +284,7 @@ def _output_array(
     for c in range(data.numblocks[0]):
         for u in range(data.numblocks[unit]):
             place = tuple(u if dim == UNIT else 0 for dim in output.dims)
-            picks[(key, c, *place)] = (_pick, (final, c, u), name)
+            picks[(key, c, *place)] = (pick, (final, c, u), name)
     # Reduction and pick are layers of their own: every output of one reduction shares the first.
     shared = f"{TASK_PREFIX}shared-{token}"
     graph = HighLevelGraph(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -42,12 +43,17 @@ class MomentsReduction:
 
     def outputs(self) -> Mapping[str, Output]:
         """Return counts as int64, the rest as float64."""
-        kinds = {name: value.dtype.name for name, value in moments.finalise(moments.zero(1, 1)).items()}
-        return {name: Output((UNIT,), (0,), kind) for name, kind in kinds.items()}
+        return _moment_outputs()
 
     def state_nbytes(self, n_checkpoints: int, n_examples: int, n_units: int) -> int:  # noqa: ARG002
         """Ten numbers a unit."""
         return _FIELD_NBYTES * n_checkpoints * n_units
+
+
+@functools.cache
+def _moment_outputs() -> Mapping[str, Output]:
+    kinds = {name: value.dtype.name for name, value in moments.finalise(moments.zero(1, 1)).items()}
+    return {name: Output((UNIT,), (0,), kind) for name, kind in kinds.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from ndt_query.inference import fdr
 from ndt_query.inputs import LabelsLike, as_classes, canonical, one_of, require_count
 from ndt_query.kernels import selectivity as kernel
 from ndt_query.layers import described, per_unit
-from ndt_query.reduce import Output, reduce_examples
+from ndt_query.passes import reduce_values
+from ndt_query.reduce import Output
 from ndt_query.reductions import ClassReduction
 from ndt_query.viewed import FromClassSums
 from ndt_store.dims import CLASS, UNIT
@@ -228,10 +229,11 @@ def selectivity_index(
     one_of("statistic", statistic, kernel.STATISTICS)
     require_count("n_permutations", n_permutations, 0)
     require_count("seed", seed, 0)
-    acts, squeeze = canonical(acts)
+    given = acts
+    acts, squeeze = canonical(given)
     classes = as_classes(acts, labels)
     reduction = SelectivityReduction(classes.codes, len(classes.names), statistic, n_permutations, seed)
-    found = reduce_examples(acts, reduction, what="selectivity_index", memory=memory)
+    found = reduce_values(given, acts, reduction, what="selectivity_index", memory=memory)
     found["preferred_class"] = _named(found["preferred"], classes.names)
     parameters = {"statistic": statistic, "n_permutations": n_permutations, "seed": seed, "classes": len(classes.names)}
     result = described(found, acts, "class selectivity of each unit", parameters, squeeze=squeeze)

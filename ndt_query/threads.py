@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 __all__ = ["TASK_PREFIX", "install"]
 
 TASK_PREFIX: Final = "ndt-reduce-"
-"""Start of the name of every task made by `ndt_query.reduce`."""
+"""Start of the name of every task that reduces activations."""
 
 
 class _OneBlasThread(Callback):

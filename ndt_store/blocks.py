@@ -26,7 +26,7 @@ from ndt_store.layout import Block, block_nbytes, block_shape, numpy_dtype, padd
 from ndt_store.schema import ArraySpec
 from ndt_store.storage import Sink, Storage
 
-__all__ = ["BlockArray", "Selector", "as_selector", "count_nonfinite", "expanded", "read_block", "write_block"]
+__all__ = ["BlockArray", "Selector", "as_selector", "count_nonfinite", "expanded", "outer", "read_block", "write_block"]
 
 SLACK_NBYTES: Final = 1 << 20
 """What a codec's header and long strings may add to a block."""
@@ -242,7 +242,7 @@ class BlockArray:
                 continue
             decoded = self._decoded()
             read_block(storage, spec, entries[index], decoded)
-            out[here] = _outer(decoded, [rows, *inner])
+            out[here] = outer(decoded, [rows, *inner])
 
     def _decoded(self) -> NDArray[Any]:
         shape = block_shape(self.spec)
@@ -267,7 +267,8 @@ def _is_run(selector: Selector) -> TypeGuard[slice]:
     return isinstance(selector, slice) and selector.step == 1
 
 
-def _outer(values: NDArray[Any], selectors: Sequence[Selector]) -> NDArray[Any]:
+def outer(values: NDArray[Any], selectors: Sequence[Selector]) -> NDArray[Any]:
+    """Select along each axis by itself, from all before `values` is copied where that is possible."""
     # One array of positions at a time: numpy would pair several up, element by element.
     values = values[tuple(s if isinstance(s, slice) else slice(None) for s in selectors)]
     for axis, selector in enumerate(selectors):

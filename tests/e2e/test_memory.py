@@ -97,7 +97,8 @@ from ndt_store import open_store
 from ndt_store.testing import simulate_store
 
 import shutil
-import ndt_query.answers, ndt_query.reduce
+import dask.array as da
+import ndt_query.answers, ndt_query.passes, ndt_query.reduce
 from ndt_query.budget import projected_nbytes
 
 projected = []
@@ -105,7 +106,7 @@ check = ndt_query.reduce.check
 def noting(what, terms, *rest):
     projected.append(projected_nbytes(terms))
     check(what, terms, *rest)
-ndt_query.reduce.check = ndt_query.answers.check = noting
+ndt_query.reduce.check = ndt_query.passes.check = ndt_query.answers.check = noting
 
 name, options = sys.argv[2], {"memory": int(sys.argv[3]), "views": sys.argv[4] == "views"}
 queries = {
@@ -122,7 +123,10 @@ queries[name](small["a"].activations).compute()
 shutil.rmtree(sys.argv[1] + "/views", ignore_errors=True)
 before = peak_nbytes()
 projected.clear()
-queries[name](open_store(sys.argv[1], chunk_nbytes=16 << 20)["a"].activations).compute()
+acts = open_store(sys.argv[1], chunk_nbytes=16 << 20)["a"].activations
+if sys.argv[4] == "chunks":  # the same array without its trace
+    acts = acts.copy(data=da.Array(acts.data.dask, acts.data.name, acts.data.chunks, meta=acts.data._meta))
+queries[name](acts).compute()
 after = peak_nbytes()
 print(json.dumps({"grown": after - before, "projected": max(projected)}))
 """
@@ -134,7 +138,7 @@ BUDGET = 150 * MB
 def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")
     paths = {}
-    for n in (1000, 4000):
+    for n in (1200, 4800):
         paths[n] = folder / f"{n}.zarr"
         program = STORE + "\nimport json; print(json.dumps({}))"
         _run(program, paths[n], n)
@@ -150,6 +154,8 @@ def stores(tmp_path_factory):
         ("top_examples", "pass"),
         ("selectivity_index", "pass"),
         ("dimensionality", "pass"),
+        ("class_means", "chunks"),
+        ("selectivity_index", "chunks"),
         ("unit_moments", "views"),  # made by the question, together with the ranking
         ("dimensionality", "views"),
     ],
@@ -159,8 +165,10 @@ def test_queries_stay_within_their_budget_whatever_the_number_of_examples(stores
     for of in measured.values():
         assert 0.15 * of["projected"] < of["grown"] < of["projected"] + 20 * MB
         assert of["projected"] <= BUDGET
-    # What is held at once depends on when threads meet, what may be held does not: the larger cube has 262 MB.
-    assert measured[4000]["projected"] < 1.1 * measured[1000]["projected"]
+    # What is held at once depends on when threads meet, what may be held does not: the larger cube has 315 MB. Only
+    # selectivity holds a number for each example and unit.
+    growth = 1.15 if name == "selectivity_index" else 1.05
+    assert measured[4800]["projected"] < growth * measured[1200]["projected"]
 
 
 def test_a_query_that_cannot_keep_its_budget_says_so_before_it_reads(stores):
@@ -168,7 +176,7 @@ def test_a_query_that_cannot_keep_its_budget_says_so_before_it_reads(stores):
     from ndt_store import open_store
     from ndt_store.errors import MemoryBudgetError
 
-    acts = open_store(stores[1000])["a"].activations
+    acts = open_store(stores[1200])["a"].activations
     with pytest.raises(MemoryBudgetError) as caught:
         nq.unit_moments(acts, memory=1 * MB)
     assert caught.value.projected_nbytes > caught.value.allowed_nbytes == 1 * MB

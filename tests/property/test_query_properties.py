@@ -1,15 +1,23 @@
 """Any values, any chunking: the lazy answer equals the dense one, and merging is associative."""
 
+from unittest.mock import patch
+
 import dask
 import numpy as np
+import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ndt_query as nq
+from ndt_query import runs
+from ndt_store import open_store
+from ndt_store.testing import simulate_store
 from ndt_store.views import moments, topk
 from ndt_store.views.fused import summarise
+
+from ..unit.ndt_query.sources import CountingStorage, reads
 
 # Few distinct values make ties, zeros of both signs and dead units likely; extremes and NaN come in at times.
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, 3e20, np.inf, -np.inf, np.nan])
@@ -57,6 +65,48 @@ def test_any_chunking__gives_the_dense_answer(pair):
     with dask.config.set(scheduler="synchronous"):
         for ask in questions:
             xr.testing.assert_allclose(ask(lazy).compute(), ask(dense), rtol=1e-7, atol=1e-7)
+
+
+STORES = {
+    "one block": ((5,), 13, 1 << 20, "none", "float32"),
+    "an example a block": ((3, 2, 2), 9, 1, "fast", "float32"),
+    "tokens": ((2, 3), 30, 200, "none", "float16"),
+    "positions": ((3, 2, 2), 29, 300, "none", "float32"),
+    "units": ((4,), 40, 100, "fast", "float64"),
+}
+"""Shape of an example, examples, bytes of a block, profile, dtype."""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blocks")
+    for name, (shape, n, block_nbytes, codec, dtype) in STORES.items():
+        simulate_store(
+            folder / name, n_examples=n, n_classes=2, layers={"a": shape}, kinds=["activations"],
+            block_nbytes=block_nbytes, codec=codec, dtype=dtype,
+        )  # fmt: skip
+    return folder
+
+
+@given(name=st.sampled_from(sorted(STORES)), run_nbytes=st.integers(1, 4000), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_blocks_runs_and_selection__give_the_dense_answer_and_are_read_once(stores, name, run_nbytes, data):
+    store = open_store(CountingStorage(stores / name), chunk_nbytes=data.draw(st.sampled_from([1, 1 << 20])))
+    acts = store["a"].activations
+    rows = sorted(data.draw(st.sets(st.integers(0, acts.sizes["example"] - 1), min_size=1)))
+    units = data.draw(st.lists(st.integers(0, acts.sizes["unit"] - 1), min_size=1, max_size=6))
+    steps = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=4))
+    some = acts.isel(example=rows, unit=units, checkpoint=steps)
+    questions = [lambda acts: nq.unit_moments(acts, views=False), lambda acts: nq.top_examples(acts, 3, views=False)]
+    if len({row % 2 for row in rows}) == 2:
+        questions.append(lambda acts: nq.class_means(acts, views=False))
+    with patch.object(runs, "RUN_NBYTES", run_nbytes), dask.config.set(scheduler="synchronous"):
+        found = dask.compute(*(ask(some) for ask in questions))
+    n_blocks = len({row // store.schema.find("layers/a/activations").rows for row in rows})
+    assert len(reads(store)) == len(set(reads(store))) == n_blocks * len(set(steps))
+    dense = some.copy(data=acts.values[steps][:, rows].take(units, acts.dims.index("unit")))
+    for ask, ours in zip(questions, found, strict=True):
+        xr.testing.assert_allclose(ours, ask(dense), rtol=1e-9, atol=1e-12)
 
 
 @given(blocks(VALUES), st.data())
