@@ -22,6 +22,7 @@ from ndt_store.schema import FORMAT_VERSION
 from ndt_store.storage import Storage
 
 __all__ = [
+    "MAX_ROOT_NBYTES",
     "ROOT_WRITER",
     "changing_root",
     "has_store",
@@ -29,6 +30,7 @@ __all__ = [
     "is_supplement",
     "merged",
     "nodes_of",
+    "parse_root",
     "read_root",
     "store_root",
     "supplement_root",
@@ -65,8 +67,19 @@ def read_root(storage: Storage) -> dict[str, Any] | None:
         raise IntegrityError(
             f"{storage.path}/zarr.json has {size} bytes: no store's metadata is as large.", ROOT_DOCUMENT
         )
+    return parse_root(storage, storage.read(ROOT_DOCUMENT, MAX_ROOT_NBYTES))
+
+
+def parse_root(storage: Storage, data: bytes) -> dict[str, Any]:
+    """Return the root document that these bytes are.
+
+    Raises
+    ------
+    IntegrityError
+        They are none.
+    """
     try:
-        document = json.loads(storage.read(ROOT_DOCUMENT, MAX_ROOT_NBYTES), parse_constant=_refuse)
+        document = json.loads(data, parse_constant=_refuse)
         if not isinstance(document, dict) or "attributes" not in document:
             raise ValueError("it has no attributes")
     except (ValueError, RecursionError) as error:
@@ -141,8 +154,8 @@ def nodes_of(storage: Storage, document: Mapping[str, Any] | None) -> Mapping[st
         return {}
     try:
         metadata = document["consolidated_metadata"]["metadata"]
-        if not isinstance(metadata, dict):
-            raise TypeError("its consolidated metadata are no mapping")
+        if not isinstance(metadata, dict) or not all(isinstance(node, dict) for node in metadata.values()):
+            raise TypeError("its consolidated metadata are no mapping of documents")
     except (KeyError, TypeError) as error:
         raise _damaged(storage, error) from error
     return metadata
@@ -165,8 +178,10 @@ def _require_aligned(metadata: Mapping[str, Any], nodes: Mapping[str, Any]) -> N
                 )
 
 
-def _sizes(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    return zip(node.get("dimension_names", ()), node.get("shape", ()), strict=False)
+def _sizes(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    dims, shape = node.get("dimension_names"), node.get("shape")
+    if isinstance(dims, list) and isinstance(shape, list):
+        yield from ((dim, size) for dim, size in zip(dims, shape, strict=False) if isinstance(dim, str))
 
 
 def _damaged(storage: Storage, error: Exception) -> IntegrityError:

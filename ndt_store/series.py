@@ -4,7 +4,7 @@
 2. `append` keeps a row in memory. `flush`, which begins on its own every other second and then runs beside the caller,
    writes the blocks that have new rows, with those they had, and makes them durable. Then come the metadata of plain
    Zarr readers and the record; until then every reader sees the rows before.
-3. `truncate` drops rows: first from the record, so that what is appended instead never meets a record of the old rows.
+3. `truncate` drops rows from the record at once, so that what is appended instead never meets a record of the old rows.
 
 A writer that dies loses the rows since its last flush. Open it again and append from `last_step` on.
 """
@@ -28,7 +28,6 @@ from ndt_store.schema import as_step
 from ndt_store.series_blocks import begin, extend, last_rows, publish, read_steps, shorten
 from ndt_store.series_plan import Column, as_labels, as_row, check_place, check_same, plan_series
 from ndt_store.storage import TEMPORARY, Lock, Storage, of_writer, open_storage
-from ndt_store.supplement_data import require_record
 from ndt_store.supplements import SupplementRecord, read_record
 
 __all__ = ["SeriesWriter"]
@@ -230,14 +229,6 @@ class SeriesWriter(AbstractContextManager["SeriesWriter"]):
         if self._flushing is None or not (wait or self._flushing.done()):
             return
         flushing, self._flushing = self._flushing, None
-        try:
-            self._adopt(flushing.result())
-        except StorageError:
-            # It may have got as far as the record.
-            self._adopt(require_record(self._storage, TRAINING_GROUP))
-            raise
-
-    def _adopt(self, record: SupplementRecord) -> None:
-        before, self._record = self._record.n_rows, record
+        before, self._record = self._record.n_rows, flushing.result()
         for spec in self._growing:
-            del self._rows[spec.path][: (record.n_rows // spec.rows - before // spec.rows) * spec.rows]
+            del self._rows[spec.path][: (self._record.n_rows // spec.rows - before // spec.rows) * spec.rows]

@@ -1,7 +1,7 @@
 """A series on disk: begun, extended and shortened, each time from one record to the next.
 
-Blocks are durable before a record counts their rows. Shortening goes the other way round: first the record counts fewer
-rows, then their blocks may be written anew. So no record ever counts rows that are not there.
+Blocks are durable before a record counts their rows, and a record that counts fewer rows is durable before their blocks
+are written anew. So no record ever counts rows that are not there.
 """
 
 from __future__ import annotations
@@ -81,8 +81,6 @@ def shorten(storage: Storage, record: SupplementRecord, n_rows: int) -> Suppleme
             last = replace(record.blocks[spec.path][full], crc32c=_checksum(np.stack(rows[spec.path])))
             kept[spec.path] = (*kept[spec.path], last)
     shorter = replace(record, blocks=kept, n_rows=n_rows)
-    storage.write(record_key(record.group), [shorter.to_json()])
-    storage.sync()
     publish(storage, shorter)
     return shorter
 

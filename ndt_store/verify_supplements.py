@@ -1,4 +1,4 @@
-"""Whether what lies beside the cubes is whole.
+"""Whether what lies beside the cubes is whole, and the root, which shows plain readers both.
 
 Documents are rendered again from the records and compared byte for byte. A series may grow meanwhile, and its writer
 may have died at any point: where a document differs in the number of rows alone, nothing is damaged.
@@ -17,7 +17,7 @@ from ndt_store.dims import EXPERIMENTS_GROUP, TRAINING_GROUP
 from ndt_store.errors import IntegrityError, NdtError, SchemaError
 from ndt_store.findings import DAMAGED, INCOMPLETE, Finding, measured
 from ndt_store.layout import ROOT_DOCUMENT
-from ndt_store.root import is_supplement, merged, nodes_of, read_root
+from ndt_store.root import MAX_ROOT_NBYTES, is_supplement, merged, nodes_of, parse_root
 from ndt_store.schema import MAX_SIZE, ArraySpec
 from ndt_store.storage import Storage
 from ndt_store.supplement_data import catalogue_of, read_rows, require_record
@@ -32,8 +32,6 @@ class SupplementCheck:
 
     Parameters
     ----------
-    root : bytes
-        The root document as schema and records give it, at the lengths that it shows.
     findings : list of Finding
         What is wrong.
     work : list
@@ -44,7 +42,6 @@ class SupplementCheck:
         Metadata documents, which were looked at.
     """
 
-    root: bytes
     findings: list[Finding] = field(default_factory=list)
     work: list[tuple[Catalogue, ArraySpec, BlockEntry]] = field(default_factory=list)
     growing: list[BlockEntry] = field(default_factory=list)
@@ -52,7 +49,7 @@ class SupplementCheck:
 
 
 def check_supplements(catalogue: Catalogue, root: bytes, *, read_data: bool) -> SupplementCheck:
-    """Check series and experiments of a store.
+    """Check series and experiments of a store, and the root.
 
     Parameters
     ----------
@@ -63,8 +60,14 @@ def check_supplements(catalogue: Catalogue, root: bytes, *, read_data: bool) -> 
     read_data : bool
         Read the blocks of series, and do not only measure them.
     """
-    storage, check = catalogue.storage, SupplementCheck(root)
-    shown = _shown(storage)
+    storage, check = catalogue.storage, SupplementCheck()
+    try:
+        # Once, because a series may grow meanwhile.
+        found = storage.read(ROOT_DOCUMENT, MAX_ROOT_NBYTES)
+    except OSError as error:
+        found = b""
+        check.findings.append(Finding(DAMAGED, ROOT_DOCUMENT, "", f"{ROOT_DOCUMENT} cannot be read: {error}"))
+    shown = _shown(storage, found)
     nodes: dict[str, Any] = {}
     for group in sorted({*shown, *catalogue.supplements}):
         own = shown.get(group, {})
@@ -89,18 +92,22 @@ def check_supplements(catalogue: Catalogue, root: bytes, *, read_data: bool) -> 
         check.findings += _check_documents(storage, record)
         _check_blocks(storage, record, check, read_data=read_data)
     try:
-        check.root = merged(storage, json.loads(root), nodes) if nodes else root
+        expected = merged(storage, json.loads(root), nodes) if nodes else root
+        if found and found != expected:
+            message = f"{ROOT_DOCUMENT} is not the document that schema and records give."
+            check.findings.append(Finding(DAMAGED, ROOT_DOCUMENT, "", message))
     except SchemaError as error:
-        check.findings.append(Finding(DAMAGED, "", "", f"{storage.path} cannot be opened as one tree: {error}"))
+        message = f"{storage.path} cannot be opened as one tree: {error}"
+        check.findings.append(Finding(DAMAGED, ROOT_DOCUMENT, "", message))
     return check
 
 
-def _shown(storage: Storage) -> dict[str, dict[str, Any]]:
-    """Return the nodes of supplements in the root, by group."""
+def _shown(storage: Storage, root: bytes) -> dict[str, dict[str, Any]]:
+    """Return the nodes of supplements that a root shows, by group."""
     try:
-        nodes = nodes_of(storage, read_root(storage))
+        nodes = nodes_of(storage, parse_root(storage, root))
     except IntegrityError:
-        return {}  # the root is not what the schema gives, and is found where it is compared
+        return {}  # it is not what the schema gives, and is found where it is compared
     shown: dict[str, dict[str, Any]] = {}
     for path, node in nodes.items():
         if is_supplement(path) and path != EXPERIMENTS_GROUP:

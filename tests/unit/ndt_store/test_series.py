@@ -1,6 +1,7 @@
 """A series that grows while a network trains reads back as it was appended, by our code and by plain xarray."""
 
 import contextlib
+import json
 import threading
 import time
 from typing import ClassVar
@@ -352,6 +353,93 @@ def test_readers_beside_a_writer_see_a_prefix_and_never_an_error(tmp_path, monke
     assert all(len(lengths) > 1 for lengths in seen.values())
 
 
+class Hooked(LocalStorage):
+    """Calls `hook` once, before the first read of `key`; the storages for other writers do too."""
+
+    hook = None
+    key = ""
+
+    def read(self, key, limit):
+        if key == Hooked.key and Hooked.hook is not None:
+            hook, Hooked.hook = Hooked.hook, None
+            hook()
+        return super().read(key, limit)
+
+    def for_writer(self, name):
+        other = Hooked(self.root)
+        other._writer = name
+        return other
+
+
+def hook(monkeypatch, key, call):
+    monkeypatch.setattr(Hooked, "key", key)
+    monkeypatch.setattr(Hooked, "hook", call)
+
+
+def test_a_reader_whose_rows_are_dropped_under_its_hands_begins_anew(tmp_path, monkeypatch):
+    with open_series(tmp_path / "s") as writer:
+        append(writer, *range(20))
+        writer.flush()
+
+        def go_back():
+            writer.truncate(9)
+            append(writer, 50)
+            writer.flush()
+
+        hook(monkeypatch, "training/rank/c/0/0", go_back)
+        check(open_training(Hooked(tmp_path / "s")), *range(10), 50)
+        hook(monkeypatch, "training/rank/c/0/0", lambda: writer.truncate(4))
+        simulate_store(tmp_path / "s")
+        assert not verify(open_store(Hooked(tmp_path / "s")), read_data=True).findings
+
+
+def test_blocks_are_durable_before_what_counts_their_rows(tmp_path):
+    operations = []
+
+    def note(operation):
+        operations.append(operation)
+        storage.at = storage.n_operations + 1
+
+    storage = FaultyStorage(tmp_path / "s", 0, note)
+    with open_series(storage) as writer:
+        append(writer, 1, 2)
+        storage.at = storage.n_operations + 1
+        writer.flush()
+        flushed = list(operations)
+        operations.clear()
+        writer.truncate(1)
+        truncated = list(operations)
+    blocks = [n for n, operation in enumerate(flushed) if "/c/" in operation]
+    counts = [n for n, operation in enumerate(flushed) if ".json" in operation]
+    syncs = [n for n, operation in enumerate(flushed) if operation == "syncing directories"]
+    assert max(blocks) < syncs[0] < min(counts) <= max(counts) < syncs[1]
+    assert not any("/c/" in operation for operation in truncated)
+    assert truncated[-1] == "syncing directories"
+
+
+def test_whoever_changes_the_root_waits_for_who_is_at_it(tmp_path, monkeypatch):
+    path = tmp_path / "s"
+    sim = simulate_store(path)
+    static = {spec.path: sim.arrays[spec.path] for spec in sim.store.schema.static}
+    with (
+        StoreWriter.open(path, sim.store.schema, static=static, provenance=sim.store.provenance) as capture,
+        open_series(Hooked(path)) as writer,
+    ):
+        extension = threading.Thread(target=lambda: capture.extend([1000]))
+
+        def extend_meanwhile():
+            extension.start()
+            extension.join(0.3)
+
+        append(writer, 5)
+        hook(monkeypatch, "zarr.json", extend_meanwhile)
+        writer.flush()
+        extension.join()
+    plain = xr.open_datatree(str(path), engine="zarr")
+    assert plain.checkpoint.values.tolist() == [0, 10, 100, 1000]
+    check(plain["training"].to_dataset(inherit=False).load(), 5)
+
+
 def test_a_capture_and_a_series_that_change_the_root_together_both_show_in_it(tmp_path):
     path = tmp_path / "s"
     sim = simulate_store(path, n_committed=0)
@@ -430,6 +518,26 @@ def test_dimensions_that_the_root_has_too_are_refused_because_no_tree_could_hold
         open_series(tmp_path / "s", rows={"loss": Column(("class",))}, coords={"class": list("abcde")})
     assert not (tmp_path / "s" / "training").exists()
     assert verify(open_store(tmp_path / "s")).ok
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"training": 3},
+        {"training": {}, "training/loss": {"shape": 3, "dimension_names": None}},
+        {"training/step": {"shape": ["x"], "dimension_names": [["a"]]}},
+        {"experiments/x/y": {"shape": [1 << 70], "dimension_names": ["example"]}},
+    ],
+    ids=str,
+)
+def test_a_root_that_shows_nonsense_beside_the_cubes_is_damaged_and_nothing_else_breaks(tmp_path, nodes):
+    root = tmp_path / "s" / "zarr.json"
+    store = simulate_store(root.parent, n_tracked=3).store
+    document = json.loads(root.read_bytes())
+    document["consolidated_metadata"]["metadata"].update(nodes)
+    root.write_text(json.dumps(document, indent=1))
+    assert any(f.severity == "damaged" for f in verify(open_store(root.parent)).findings)
+    xr.testing.assert_identical(open_store(root.parent).training, store.training)
 
 
 def test_opening_a_store_reads_nothing_of_its_series(tmp_path):
