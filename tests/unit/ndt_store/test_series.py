@@ -354,16 +354,22 @@ def test_readers_beside_a_writer_see_a_prefix_and_never_an_error(tmp_path, monke
 
 
 class Hooked(LocalStorage):
-    """Calls `hook` once, before the first read of `key`; the storages for other writers do too."""
+    """Calls `hook` once, before or after the first read of `key`; the storages for other writers do too."""
 
     hook = None
     key = ""
+    before = True
 
     def read(self, key, limit):
-        if key == Hooked.key and Hooked.hook is not None:
-            hook, Hooked.hook = Hooked.hook, None
+        if key != Hooked.key or Hooked.hook is None:
+            return super().read(key, limit)
+        hook, Hooked.hook = Hooked.hook, None
+        if Hooked.before:
             hook()
-        return super().read(key, limit)
+        data = super().read(key, limit)
+        if not Hooked.before:
+            hook()
+        return data
 
     def for_writer(self, name):
         other = Hooked(self.root)
@@ -371,8 +377,9 @@ class Hooked(LocalStorage):
         return other
 
 
-def hook(monkeypatch, key, call):
+def hook(monkeypatch, key, call, *, before=True):
     monkeypatch.setattr(Hooked, "key", key)
+    monkeypatch.setattr(Hooked, "before", before)
     monkeypatch.setattr(Hooked, "hook", call)
 
 
@@ -381,15 +388,15 @@ def test_a_reader_whose_rows_are_dropped_under_its_hands_begins_anew(tmp_path, m
         append(writer, *range(20))
         writer.flush()
 
-        def go_back():
-            writer.truncate(9)
+        def go_back_to(step):
+            writer.truncate(step)
             append(writer, 50)
             writer.flush()
 
-        hook(monkeypatch, "training/rank/c/0/0", go_back)
+        hook(monkeypatch, "training/rank/c/0/0", lambda: go_back_to(9))
         check(open_training(Hooked(tmp_path / "s")), *range(10), 50)
-        hook(monkeypatch, "training/rank/c/0/0", lambda: writer.truncate(4))
         simulate_store(tmp_path / "s")
+        hook(monkeypatch, "training/rank/c/0/0", lambda: go_back_to(4))
         assert not verify(open_store(Hooked(tmp_path / "s")), read_data=True).findings
 
 
@@ -432,7 +439,7 @@ def test_whoever_changes_the_root_waits_for_who_is_at_it(tmp_path, monkeypatch):
             extension.join(0.3)
 
         append(writer, 5)
-        hook(monkeypatch, "zarr.json", extend_meanwhile)
+        hook(monkeypatch, "zarr.json", extend_meanwhile, before=False)
         writer.flush()
         extension.join()
     plain = xr.open_datatree(str(path), engine="zarr")
