@@ -220,15 +220,17 @@ def test_result__can_be_pickled_and_outlives_its_twin(store):
     xr.testing.assert_identical(pickle.loads(frozen).compute(), expected)
 
 
-def test_result__is_the_same_without_optimisation(store):
+def test_result__is_the_same_without_optimisation_and_after_it(store):
     acts = store["conv1"].activations
     found, other = nq.unit_moments(acts, views=False), nq.class_means(acts, views=False)
     (whole,) = dask.compute(found, optimize_graph=False)
     xr.testing.assert_identical(whole, found.compute())
+    apart = dask.compute(*dask.optimize(found, other), other)
+    xr.testing.assert_identical(apart[0], whole)
+    xr.testing.assert_identical(apart[1], apart[2])
     graph = found["mean"].data.dask
     assert set(graph.layers[next(name for name in graph.layers if "passes" in name)]) <= set(graph)
     assert len(graph.keys()) == len(graph)
-    del other
 
 
 def test_questions__are_let_go_with_their_results(store):
