@@ -13,6 +13,8 @@ from .inference import (
     paired_permutation_test,
     permutation_null,
 )
+from .jump_moments import characterise_jumps, jump_schedule
+from .jumps import detect_jumps
 from .performance import performance
 from .ranking import top_examples
 from .report import report
@@ -23,14 +25,17 @@ __all__ = [
     "Interval",
     "PermutationNull",
     "bootstrap_ci",
+    "characterise_jumps",
     "class_means",
     "clopper_pearson",
     "dead_units",
+    "detect_jumps",
     "dimensionality",
     "effect_size",
     "examples_above",
     "fdr",
     "jackknife",
+    "jump_schedule",
     "neuron_importance",
     "newly_active_units",
     "paired_permutation_test",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ndt_query.intervals import require_level
 from ndt_query.jumps import JUMP, MEASURED_LAYER, MEASUREMENT
+from ndt_query.kernels.stepsearch import APART
 from ndt_query.layers import described
 from ndt_store.dims import LAYER
 from ndt_store.errors import NotFoundError
@@ -28,6 +29,8 @@ AWAY: Final = 15
 
 CHOICE: Final = 10
 """Among how many of the moments nearest in phase a control is drawn."""
+
+_ROW: Final = [("step", "i8"), ("role", "U7"), ("offset", "i8"), ("centre", "i8"), ("jump", "i8")]
 
 
 def characterise_jumps(jumps: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
@@ -77,18 +80,16 @@ def characterise_jumps(jumps: xr.Dataset, *, confidence: float = 0.95) -> xr.Dat
     for name, place in (("before", at - 1), ("after", at)):
         middle, half = level[place, owner], reach * error[place, owner]
         values |= {name: middle, f"{name}_low": middle - half, f"{name}_high": middle + half}
-    variables: dict[str, Any] = {name: (JUMP, one) for name, one in values.items()}
+    variables = {name: xr.Variable(JUMP, one) for name, one in values.items()}
+    counts = np.bincount(owner, minlength=level.shape[1])
+    coords: dict[str, Any] = {}
     if LAYER in jumps:
-        variables[LAYER] = jumps[LAYER].variable
-        counts = np.bincount(owner, minlength=level.shape[1])
-        variables["count"] = xr.Variable(MEASURED_LAYER, counts)
-        coords = {MEASURED_LAYER: jumps[MEASURED_LAYER].values}
+        variables |= {LAYER: jumps[LAYER].variable, "count": xr.Variable(MEASURED_LAYER, counts)}
+        coords[MEASURED_LAYER] = jumps[MEASURED_LAYER].values
     else:
-        variables["count"], coords = len(at), {}
-    return described(
-        xr.Dataset(variables, coords), jumps["size"].assign_attrs(jumps.attrs), "what jumps are like",
-        {"confidence": confidence}, squeeze=False,
-    )  # fmt: skip
+        variables["count"] = xr.Variable((), counts[0])
+    source = jumps["size"].assign_attrs(jumps.attrs)
+    return described(variables, source, "what jumps are like", {"confidence": confidence}, squeeze=False, coords=coords)
 
 
 def jump_schedule(jumps: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
@@ -117,9 +118,9 @@ def jump_schedule(jumps: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
 
     A control is matched with each jump: drawn by `seed` among the 10 measurements that are nearest in phase, by the
     logarithm of the measurement's number, of those at least 15 measurements away from every jump. Where the run has
-    no room for that, controls lie as far from jumps as they can, but more than 2 measurements, and no two at the same
-    place; a jump for which none is left has no control. The attribute ``n_unmatched`` counts these, ``control_gap`` is
-    the least distance of a control from a jump, in measurements.
+    no room for that, controls lie as far from jumps as they can, but more than 2 measurements, and from each other;
+    a jump for which none is left has no control. The attribute ``n_unmatched`` counts these, ``control_gap`` is the
+    least distance of a control from a jump, in measurements, -1 without controls.
 
     Without jumps the schedule is empty: what to keep then is the caller's choice.
 
@@ -134,26 +135,16 @@ def jump_schedule(jumps: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
     at, steps = _required(jumps), jumps[MEASUREMENT].values
     centres, first = np.unique(at, return_index=True)
     controls = _controls(centres, len(steps), np.random.default_rng(seed))
-    rows: list[tuple[int, str, int, int, int]] = []
-    for role, moments in (("jump", dict(zip(first.tolist(), centres.tolist(), strict=True))), ("control", {})):
-        chosen = moments or {int(first[place]): control for place, control in controls.items()}
-        for jump, centre in sorted(chosen.items(), key=lambda one: one[1]):
-            rows += _about(centre, steps, role, jump)
+    moments = [("jump", centre, jump) for centre, jump in zip(centres.tolist(), first.tolist(), strict=True)]
+    moments += [("control", control, int(first[place])) for place, control in sorted(controls.items())]
+    rows = [row for role, centre, jump in moments for row in _about(centre, steps, role, jump)]
     gaps = [int(np.abs(centres - control).min()) for control in controls.values()]
-    columns = list(zip(*rows, strict=True)) if rows else [[], [], [], [], []]
-    names = ("step", "role", "offset", "centre", "jump")
-    kinds = (np.int64, np.dtype("U7"), np.int64, np.int64, np.int64)
-    found = xr.Dataset(
-        {
-            name: ("moment", np.array(column, dtype=kind))
-            for name, column, kind in zip(names, columns, kinds, strict=True)
-        }
-    )
-    found["keep"] = ("kept", np.unique(found["step"].values))
-    result = described(
-        found, jumps["size"].assign_attrs(jumps.attrs), "checkpoints to keep about jumps and controls", {"seed": seed},
-        squeeze=False,
-    )  # fmt: skip
+    table = np.array(rows, dtype=_ROW)
+    variables = {name: xr.Variable("moment", table[name]) for name in table.dtype.names or ()}
+    variables["keep"] = xr.Variable("kept", np.unique(table["step"]))
+    source = jumps["size"].assign_attrs(jumps.attrs)
+    what = "checkpoints to keep about jumps and controls"
+    result = described(variables, source, what, {"seed": seed}, squeeze=False)
     return result.assign_attrs(n_unmatched=len(centres) - len(controls), control_gap=min(gaps, default=-1))
 
 
@@ -167,8 +158,6 @@ def _about(centre: int, steps: I64, role: str, jump: int) -> list[tuple[int, str
 
 def _controls(centres: I64, n: int, rng: np.random.Generator) -> dict[int, int]:
     """Draw a control for each jump, by the jump's position in `centres`, as long as there is room."""
-    from ndt_query.kernels.stepsearch import APART
-
     places = np.arange(1, n)
     away = np.abs(places[:, None] - centres).min(axis=1) if len(centres) else np.zeros(n - 1, np.int64)
     free = set(places[away > APART].tolist())
@@ -181,7 +170,7 @@ def _controls(centres: I64, n: int, rng: np.random.Generator) -> dict[int, int]:
         far = left[gap >= min(AWAY, int(gap.max()))]
         nearest = far[np.argsort(np.abs(np.log(far / max(1, centres[jump]))), kind="stable")[:CHOICE]]
         found[jump] = int(rng.choice(nearest))
-        free.discard(found[jump])
+        free -= set(range(found[jump] - APART, found[jump] + APART + 1))
     return found
 
 

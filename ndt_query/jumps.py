@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -13,21 +15,23 @@ from ndt_query.inference import fdr
 from ndt_query.inputs import require_count
 from ndt_query.kernels.stepsearch import Level, Search, Step
 from ndt_query.layers import described
+from ndt_query.tracked import measured, require_finite, training_steps, varies
 from ndt_store.dims import LAYER
-from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.errors import InvalidInputError
 
-__all__ = ["JUMP", "MEASURED_LAYER", "MEASUREMENT", "detect_jumps"]
+__all__ = ["DRAW", "JUMP", "MEASURED_LAYER", "MEASUREMENT", "detect_jumps"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 JUMP: Final = "jump"
+DRAW: Final = "draw"
 MEASUREMENT: Final = "measurement"
 MEASURED_LAYER: Final = "measured_layer"
-STEP: Final = "step"
-FEWEST: Final = 30
 
-_UNITS: Final = {
+_OWNER: Final = "position of the layer"
+
+_MEANING: Final = {
     "step": "training step of the first measurement after the jump",
     "index": "position of that measurement in the series",
     "size": "change of level, in units of the measure",
@@ -42,6 +46,7 @@ _UNITS: Final = {
     "next_step": "training step of the strongest change that is no jump",
     "next_strength": "its strength",
     "next_p_value": "its p value",
+    "next_null_strength": "strongest step of each simulated series beside the jumps",
     "series": "what was measured",
     "trend": "the smooth curve, which has no jumps",
     "level": "the smooth curve with the jumps",
@@ -56,7 +61,7 @@ def detect_jumps(
     alpha: float = 0.05,
     *,
     measure: str = "participation_ratio",
-    n_null: int = 999,
+    n_null: int | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Find jumps: changes of level within one or two measurements that are not part of a smooth curve.
@@ -72,8 +77,9 @@ def detect_jumps(
         The level: of the tests and of the false discovery rate.
     measure : str
         Variable of a Dataset.
-    n_null : int
-        The most series simulated for each test; the least p value is ``1 / (n_null + 1)``.
+    n_null : int, optional
+        The most series simulated for each test; the least p value is ``1 / (n_null + 1)``. By default 199, or as many
+        as let the q value of one jump in one layer reach half of `alpha`.
     seed : int
         Of the simulations, the same for each layer: a layer's p values do not depend on the others'.
 
@@ -88,8 +94,8 @@ def detect_jumps(
         Over ``measurement``, labelled by training steps, and ``measured_layer`` where there are several: ``series``,
         ``trend``, ``level`` (trend and jumps), ``level_error`` and ``noise``.
 
-        For each layer: ``next_step``, ``next_strength``, ``next_p_value`` of the strongest change that is no jump; NaN
-        and 0 in a series that never changes.
+        For each layer: ``next_step``, ``next_strength``, ``next_p_value`` and ``next_null_strength`` (draw) of the
+        strongest change that is no jump; its step is NaN and its strength 0 in a series that never changes.
 
     Raises
     ------
@@ -125,8 +131,9 @@ def detect_jumps(
     one. Where noise is a random walk, a jump is a step larger than its steps are. Counts such as ``energy_dims_90``
     move by whole numbers also where what they count moves smoothly: ask about a measure that is continuous.
 
-    About 0.1 s for 400 measurements and 0.5 s more for each jump; 0.2 s once for each number of measurements, and again
-    for each series whose noise changes its scale. Time grows with the square of the number of measurements.
+    About 0.1 s for each layer of 400 measurements and 0.2 s more for each jump; 0.2 s once for each number of
+    measurements, and again for each layer whose noise changes its scale. Time grows with the square of the number of
+    measurements, and with the number of layers of a jump's test.
 
     Examples
     --------
@@ -136,43 +143,55 @@ def detect_jumps(
     >>> found["step"].values.tolist(), bool(abs(found["size"][0] - 8) < 1)
     ([300], True)
     """
-    require_count("n_null", n_null, 1)
-    if not 0 < alpha < 1 or alpha * (n_null + 1) < 2:
-        raise InvalidInputError(
-            f"alpha={alpha!r} with n_null={n_null} is not possible: expected a level between 0 and 1, and at least "
-            "2 / alpha simulated series, without which no jump is significant."
-        )
-    given = _measured(series, measure)
-    at = _training_steps(given, steps)
+    given = measured(series, measure)
+    at = training_steps(given, steps)
     several = LAYER in given.dims
-    layers = [str(layer) for layer in given[LAYER].values] if several else [str(given.attrs.get(LAYER, ""))]
+    layers = [str(layer) for layer in given[LAYER].values] if several else [""]
+    n_null = _series_needed(alpha, n_null, len(layers))
     values = np.asarray(given.values, dtype=np.float64).reshape(len(at), len(layers))
     for column, layer in zip(values.T, layers, strict=True):
-        _require_finite(column, at, f"{given.name or 'The series'}{f' of layer {layer}' if several else ''}")
+        require_finite(column, at, f"{given.name or 'The series'}{f' of layer {layer}' if several else ''}")
     with ThreadpoolController().limit(limits=1, user_api="blas"):  # the matrices are small: more threads only wait
-        searches = [Search(column, alpha, n_null, seed) if _varies(column) else None for column in values.T]
-        found = _assembled(values, at, layers if several else None, searches, alpha)
+        searches = [Search(column, alpha, n_null, seed) if varies(column) else None for column in values.T]
+        variables = _assembled(values, at, searches, alpha, several)
+    coords: dict[str, Any] = {MEASUREMENT: at}
+    if several:
+        variables[LAYER] = xr.Variable(JUMP, np.array(layers)[variables.pop(_OWNER).values])
+        coords[MEASURED_LAYER] = layers
+    for name, text in _MEANING.items():
+        variables[name].attrs["long_name"] = text
     parameters = {"alpha": alpha, "n_null": n_null, "seed": seed, "measure": str(given.name or "")}
-    return described(found, given, "jumps of a series measured while training", parameters, squeeze=False,
-                     units={name: text for name, text in _UNITS.items() if name in found})  # fmt: skip
+    what = "jumps of a series measured while training"
+    return described(variables, given, what, parameters, squeeze=False, coords=coords)
+
+
+def _series_needed(alpha: float, n_null: int | None, n_layers: int) -> int:
+    if isinstance(alpha, bool) or not 0 < alpha < 1:
+        raise InvalidInputError(f"alpha={alpha!r} is not a level: expected a number between 0 and 1.")
+    if n_null is None:
+        return max(199, math.ceil(4 * n_layers / alpha) - 1)
+    if require_count("n_null", n_null, 1) + 1 < 2 / alpha:
+        raise InvalidInputError(
+            f"n_null={n_null} series are too few for alpha={alpha:g}: no jump would be significant; simulate at least "
+            f"{math.ceil(2 / alpha) - 1}."
+        )
+    return n_null
 
 
 def _assembled(
-    values: F64, at: I64, layers: list[str] | None, searches: list[Search | None], alpha: float
-) -> xr.Dataset:
-    """Choose by the false discovery rate over all layers, fit what was chosen, and put names to it."""
+    values: F64, at: I64, searches: list[Search | None], alpha: float, several: bool
+) -> dict[str, xr.Variable]:
+    """Choose by the false discovery rate over all layers, fit what was chosen, and give it dimensions."""
     kept = _significant(searches, alpha)
     fits = [_fitted(search, column, jumps) for search, column, jumps in zip(searches, values.T, kept, strict=True)]
     owner = np.repeat(np.arange(len(kept)), [len(jumps) for jumps in kept])
     jumps = [jump for some in kept for jump in some]
     index = np.array([step.at for step, _ in jumps], dtype=np.int64)
     size = np.concatenate([one.sizes for one in fits])
-    draws = max((len(step.null) for step, _ in jumps), default=0)
-    null = np.full((len(jumps), draws), np.nan)
-    for row, (step, _) in zip(null, jumps, strict=True):
-        row[: len(step.null)] = np.sqrt(step.null)
     noise = np.stack([one.noise for one in fits], axis=1)
-    about = {
+    nexts = [None if search is None else search.next for search in searches]
+    null = _strengths([step for step, _ in jumps], nexts)
+    each_jump = {
         "step": at[index],
         "index": index,
         "size": size,
@@ -184,26 +203,38 @@ def _assembled(
         "p_value": np.array([step.p_value for step, _ in jumps]),
         "q_value": np.array([q for _, q in jumps]),
     }
-    variables: dict[str, Any] = {name: (JUMP, one) for name, one in about.items()}
-    variables["null_strength"] = ((JUMP, "draw"), null)
-    if layers is not None:
-        variables[LAYER] = (JUMP, np.array(layers)[owner])
-    over = (MEASUREMENT, MEASURED_LAYER) if layers is not None else (MEASUREMENT,)
-    curves = {
+    each_measurement = {
         "series": values,
         "trend": np.stack([one.curve for one in fits], axis=1),
         "level": np.stack([one.level for one in fits], axis=1),
         "level_error": np.stack([one.error for one in fits], axis=1),
         "noise": noise,
     }
-    rest = {
-        "next_step": [np.nan if search is None else float(at[search.next.at]) for search in searches],
-        "next_strength": [0.0 if search is None else float(np.sqrt(search.next.gain)) for search in searches],
-        "next_p_value": [1.0 if search is None else search.next.p_value for search in searches],
+    each_layer = {
+        "next_step": np.array([np.nan if one is None else float(at[one.at]) for one in nexts]),
+        "next_strength": np.array([0.0 if one is None else float(np.sqrt(one.gain)) for one in nexts]),
+        "next_p_value": np.array([1.0 if one is None else one.p_value for one in nexts]),
+        "next_null_strength": null[len(jumps) :],
     }
-    variables |= {name: (over, one if layers is not None else one[:, 0]) for name, one in curves.items()}
-    variables |= {name: (over[1:], one if layers is not None else one[0]) for name, one in rest.items()}
-    return xr.Dataset(variables, {MEASUREMENT: at} | ({MEASURED_LAYER: layers} if layers is not None else {}))
+    of_layer = (MEASURED_LAYER,) if several else ()
+    found = {name: xr.Variable(JUMP, one) for name, one in each_jump.items()}
+    found["null_strength"] = xr.Variable((JUMP, DRAW), null[: len(jumps)])
+    for name, one in each_measurement.items():
+        found[name] = xr.Variable((MEASUREMENT, *of_layer), one if several else one[:, 0])
+    for name, one in each_layer.items():
+        found[name] = xr.Variable((*of_layer, *(DRAW,) * (one.ndim - 1)), one if several else one[0])
+    if several:
+        found[_OWNER] = xr.Variable(JUMP, owner)
+    return found
+
+
+def _strengths(jumps: Sequence[Step], nexts: Sequence[Step | None]) -> F64:
+    """Return the null distributions of all tests as rows, filled up with NaN."""
+    draws = [np.empty(0) if step is None else np.sqrt(step.null) for step in (*jumps, *nexts)]
+    rows = np.full((len(draws), max(len(some) for some in draws)), np.nan)
+    for row, some in zip(rows, draws, strict=True):
+        row[: len(some)] = some
+    return rows
 
 
 def _significant(searches: list[Search | None], alpha: float) -> list[list[tuple[Step, float]]]:
@@ -221,57 +252,3 @@ def _fitted(search: Search | None, values: F64, jumps: list[tuple[Step, float]])
         none, still = np.empty(0), np.zeros(len(values))
         return Level(none, none, values, values, still, still)
     return search.level([step.at for step, _ in jumps])
-
-
-def _measured(series: Any, measure: str) -> xr.DataArray:
-    """Return the series as (step,) or (step, layer)."""
-    if isinstance(series, xr.Dataset):
-        if measure not in series:
-            held = ", ".join(str(name) for name in series.data_vars if STEP in series[name].dims) or "none"
-            raise NotFoundError(f"The Dataset has no measure {measure!r} over step: it has {held}.")
-        return _measured(series[measure], measure)
-    if not isinstance(series, xr.DataArray):
-        array = np.asarray(series)
-        if array.ndim != 1:
-            raise DimensionError(
-                f"The series has shape {array.shape}: expected one number for each measurement, or a DataArray "
-                "with dims step and layer."
-            )
-        series = xr.DataArray(array, dims=(STEP,))
-    if set(series.dims) not in ({STEP}, {STEP, LAYER}):
-        raise DimensionError(f"The series has dims {series.dims}: expected step, and layer where there are several.")
-    if series.dtype.kind not in "fiub":
-        raise InvalidInputError(f"The series has dtype {series.dtype}: expected real numbers.")
-    found: xr.DataArray = series.transpose(STEP, ...)
-    return found
-
-
-def _training_steps(series: xr.DataArray, steps: ArrayLike | None) -> I64:
-    n = series.sizes[STEP]
-    if n < FEWEST:
-        raise DimensionError(
-            f"The series has {n} measurements: a jump is told from noise by at least {FEWEST}; measure more often."
-        )
-    if steps is None:
-        if STEP not in series.coords:
-            raise NotFoundError("The series does not say at which training steps it was measured: pass steps=.")
-        steps = series[STEP].values
-    at = np.asarray(steps)
-    if at.shape != (n,):
-        raise DimensionError(f"steps has shape {at.shape} where the series has {n} measurements: give one step each.")
-    if at.dtype.kind not in "iuf" or not (at == np.floor(at)).all() or not (np.diff(at) > 0).all():
-        raise InvalidInputError("steps are not increasing whole numbers: give the training step of each measurement.")
-    return at.astype(np.int64)
-
-
-def _require_finite(values: F64, at: I64, name: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        raise InvalidInputError(
-            f"{name} is NaN or infinite at {bad.size} of {len(values)} measurements, the first at step {at[bad[0]]}: "
-            "drop those measurements first."
-        )
-
-
-def _varies(values: F64) -> bool:
-    return bool(np.ptp(values) > 1e-12 * np.abs(values).max())
