@@ -13,6 +13,7 @@ import csv
 import fcntl
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,11 +45,13 @@ from ndt_store.errors import (
     StoreLockedError,
 )
 
-__all__ = ["TrainingLog", "TrainingState", "load_training_log", "locked"]
+__all__ = ["KEPT_BY", "TrainingLog", "TrainingState", "chosen_steps", "kept_weights", "load_training_log", "locked"]
 
 STATE_NAME = "training-state.safetensors"
 LOG_NAME = "training-log.csv"
 LOCK_NAME = ".training.lock"
+KEPT_BY = "training.kept_by"
+"""Key of the identity that says how checkpoints were chosen, where that was not by the recipe."""
 _COLUMNS = ("step", "loss", "accuracy")
 
 
@@ -251,6 +254,30 @@ def locked(folder: Path) -> Iterator[None]:
         for stale in folder.glob(".*.tmp"):
             stale.unlink(missing_ok=True)
         yield
+
+
+def kept_weights(folder: str | os.PathLike[str]) -> dict[int, str]:
+    """Return the digests of the checkpoints that the training in a folder has written, by step.
+
+    Raises
+    ------
+    IntegrityError
+        Its state is damaged.
+    """
+    return {int(step): str(digest) for step, digest in _read_header(Path(folder) / STATE_NAME)["weights"].items()}
+
+
+def chosen_steps(folder: str | os.PathLike[str]) -> tuple[int, ...] | None:
+    """Return the steps whose weights the training in a folder keeps, None where a recipe chose them or none began.
+
+    Raises
+    ------
+    IntegrityError
+        Its state is damaged.
+    """
+    path = Path(folder) / STATE_NAME
+    identity = _read_header(path)["identity"] if path.is_file() else {}
+    return tuple(identity["training.checkpoints"]) if KEPT_BY in identity else None
 
 
 def _read_header(path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ __all__ = [
     "replace_file",
     "save_weights",
     "weights_digest",
+    "weights_fingerprint",
 ]
 
 StateDict = Mapping[str, Tensor]
@@ -70,6 +71,11 @@ def weights_digest(state_dict: StateDict) -> str:
         # Through uint8 because numpy has no bfloat16.
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def weights_fingerprint(digest: str) -> int:
+    """Return the first 63 bits of a digest of weights, which a column of whole numbers can hold."""
+    return int(digest[:16], 16) >> 1
 
 
 def save_weights(path: PathLike, state_dict: StateDict, metadata: Mapping[str, str] | None = None) -> None:

@@ -17,18 +17,28 @@ from ndt_store.progress import progress_bar
 if TYPE_CHECKING:
     from capture.recipe import Recipe
 
-__all__ = ["capture", "plan", "train"]
+__all__ = [
+    "capture",
+    "data_dir_option",
+    "device_option",
+    "load",
+    "plan",
+    "recipe_argument",
+    "store_option",
+    "train",
+    "weights_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_data_dir = click.option(
+data_dir_option = click.option(
     "--data-dir",
     type=click.Path(file_okay=False),
     envvar="NDT_DATA_DIR",
     show_envvar=True,
     help="Folder that holds mnist/ and fashion-mnist/, or what torchvision downloads.",
 )
-_checkpoints = click.option(
+weights_option = click.option(
     "--checkpoints", type=click.Path(file_okay=False), help="Folder of the weights; default runs/NAME-checkpoints."
 )
 _seed = click.option(
@@ -36,18 +46,18 @@ _seed = click.option(
     type=click.IntRange(min=0),
     help="Another seed of the same recipe; what is named by default is then NAME-seedN.",
 )
-_store = click.option("--store", type=click.Path(), help="Where the store is or will be; default runs/NAME.zarr.")
-_device = click.option("--device", default="cpu", show_default=True, help="Where the model runs, for example cuda.")
+store_option = click.option("--store", type=click.Path(), help="Where the store is or will be; default runs/NAME.zarr.")
+device_option = click.option("--device", default="cpu", show_default=True, help="Where the model runs, such as cuda.")
 
 
-def _recipe(function: F) -> F:
+def recipe_argument(function: F) -> F:
     """Add the argument RECIPE and its seed, and say in the command's help what it may be."""
     names = ", ".join(recipe_names())
     function.__doc__ = f"{cleandoc(function.__doc__ or '')}\n\nRECIPE is a TOML file or a built-in one: {names}."
     return click.argument("recipe")(_seed(function))
 
 
-def _load(recipe: str, seed: int | None, checkpoints: str | None, store: str | None) -> tuple[Recipe, Path, Path]:
+def load(recipe: str, seed: int | None, checkpoints: str | None, store: str | None) -> tuple[Recipe, Path, Path]:
     """Load a recipe with the seed asked for; return it with the folder of its weights and the place of its store."""
     from capture.recipe import load_recipe
 
@@ -59,15 +69,15 @@ def _load(recipe: str, seed: int | None, checkpoints: str | None, store: str | N
 
 
 @click.command()
-@_recipe
-@_store
-@_data_dir
+@recipe_argument
+@store_option
+@data_dir_option
 @format_option
 def plan(recipe: str, seed: int | None, store: str | None, data_dir: str | None, output_format: str) -> None:
     """Forecast what capturing RECIPE takes: bytes by layer and kind, memory, room. Writes nothing."""
     from capture.from_recipe import plan_recipe
 
-    loaded, _, path = _load(recipe, seed, None, store)
+    loaded, _, path = load(recipe, seed, None, store)
     forecast = plan_recipe(loaded, path, data_dir=data_dir)
     emit(forecast.rows(), output_format, columns=("layer", "kind", "bytes"))
     tell(
@@ -78,11 +88,18 @@ def plan(recipe: str, seed: int | None, store: str | None, data_dir: str | None,
 
 
 @click.command()
-@_recipe
-@_checkpoints
-@_store
-@_data_dir
-@_device
+@recipe_argument
+@weights_option
+@store_option
+@data_dir_option
+@device_option
+@click.option(
+    "--keep",
+    default="recipe",
+    show_default=True,
+    help="Which weights to keep: recipe; all (every tracked step); jumps (found in a first pass, kept in a second); "
+    "every=N; log=N; or steps, as in 0,50,700.",
+)
 @click.option("--no-track", is_flag=True, help="Leave out what the recipe's [tracking] asks for.")
 def train(
     recipe: str,
@@ -91,6 +108,7 @@ def train(
     store: str | None,
     data_dir: str | None,
     device: str,
+    keep: str,
     no_track: bool,
 ) -> None:
     """Train RECIPE and keep its checkpoints as safetensors. Run it again to resume.
@@ -98,31 +116,35 @@ def train(
     Where the recipe has a table [tracking], loss, accuracy and the dimension of each layer go to training/ of the store
     meanwhile; the weights are the same with and without.
     """
-    from capture.training import train_recipe
+    from capture.replay import as_keep, train_keeping
 
-    loaded, folder, path = _load(recipe, seed, checkpoints, store)
+    loaded, folder, path = load(recipe, seed, checkpoints, store)
     tracking = None if no_track else loaded.tracking
     with progress_bar(f"training {loaded.name}") as advance:
-        result = train_recipe(
+        kept = train_keeping(
             loaded,
             folder,
+            keep=as_keep(keep),
             store=path if tracking else None,
             data_dir=data_dir,
             device=device,
             progress=lambda step, n_steps, _loss, _accuracy: advance(step, n_steps),
         )
+    result = kept.result
     done = f"{result.n_trained} steps trained" if result.n_trained else "was trained already"
-    tell(f"{folder}: {done}, {len(result.checkpoints)} checkpoints, weights {result.weights_digest[:12]}.")
+    tell(
+        f"{folder}: {done}, {len(result.checkpoints)} checkpoints ({kept.said}), weights {result.weights_digest[:12]}."
+    )
     if tracking:
         tell(f"{path}: training/ has a row every {tracking.every} steps.")
 
 
 @click.command()
-@_recipe
-@_checkpoints
-@_store
-@_data_dir
-@_device
+@recipe_argument
+@weights_option
+@store_option
+@data_dir_option
+@device_option
 @click.option(
     "--disk-check/--no-disk-check", default=True, help="Refuse a capture that uncompressed would not fit the disk."
 )
@@ -138,6 +160,6 @@ def capture(
     """Capture the checkpoints of RECIPE into a store. Run it again to resume."""
     from capture.from_recipe import capture_recipe
 
-    loaded, folder, path = _load(recipe, seed, checkpoints, store)
+    loaded, folder, path = load(recipe, seed, checkpoints, store)
     made = capture_recipe(loaded, path, folder, data_dir=data_dir, device=device, check_disk=disk_check)
     tell(f"{path}: {len(made.checkpoints)} checkpoints of {len(made.layers)} layers, {len(made.examples)} examples.")

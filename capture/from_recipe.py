@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from capture._training_state import chosen_steps
 from capture.checkpoints import list_checkpoints
 from capture.forecast import Forecast
 from capture.modelstate import as_device
@@ -34,7 +35,8 @@ def capture_recipe(
     Parameters
     ----------
     recipe : Recipe
-        Its every key is part of the capture's identity.
+        Its every key is part of the capture's identity. Where the training chose its checkpoints otherwise
+        (`capture.replay.train_keeping`), these take the place of the recipe's.
     store, checkpoints : path
         Where the store is or will be, and the folder that `capture.training.train_recipe` filled.
     data_dir : path, optional
@@ -54,6 +56,8 @@ def capture_recipe(
         As `capture.capture` does.
     """
     place = as_device(device)
+    chosen = chosen_steps(checkpoints)
+    recipe = recipe if chosen is None else recipe.with_checkpoints(chosen)
     found = dict(list_checkpoints(checkpoints)) if Path(checkpoints).is_dir() else {}
     missing = [step for step in recipe.training.checkpoints if step not in found]
     if missing:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ from capture.recipe_tables import (
     TrackingRecipe,
     TrainingRecipe,
 )
+from capture.schedule import checkpoint_steps
 from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
 from ndt_store.schema import check_name
 
@@ -122,6 +123,17 @@ class Recipe(Table):
             The seed is no whole number of at least 0.
         """
         return parse_recipe({**self.model_dump(mode="json"), "seed": seed}, self.name)
+
+    def with_checkpoints(self, schedule: Sequence[int] | Mapping[str, int]) -> Recipe:
+        """Return the same recipe keeping other weights, on a schedule as `capture.schedule.checkpoint_steps` takes it.
+
+        Raises
+        ------
+        InvalidInputError
+            The schedule has another form, or a step outside the training.
+        """
+        steps = checkpoint_steps(self.training.steps, schedule)
+        return self.model_copy(update={"training": self.training.model_copy(update={"checkpoints": steps})})
 
     def build_model(self, data: ImageData) -> nn.Module:
         """Build the model for these images with the weights that the recipe's seed gives."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from capture.checkpoints import weights_digest, weights_fingerprint
 from capture.probe import Probe
 from capture.recipe import Recipe
 from capture.recipe_tables import DEFAULT_N_EXAMPLES
@@ -158,6 +159,8 @@ class TrackedSeries(AbstractContextManager["TrackedSeries"]):
         self._every = every
         said = tracker.identity
         columns = {name: Column(attrs={"long_name": text, "units": unit}) for name, (text, unit) in _SCALARS.items()}
+        said_of_weights = {"long_name": "first 63 bits of the SHA-256 of the weights"}
+        columns |= {"weights_fingerprint": Column(dtype="int64", attrs=said_of_weights)}
         columns |= {name: Column(("layer",), attrs={"units": "1"}) for name in tracker.measures}
         self._writer = SeriesWriter.open(
             store,
@@ -202,6 +205,7 @@ class TrackedSeries(AbstractContextManager["TrackedSeries"]):
             accuracy=accuracy,
             validation_loss=found.validation_loss,
             validation_accuracy=found.validation_accuracy,
+            weights_fingerprint=weights_fingerprint(weights_digest(self._tracker.model.state_dict())),
             **found.dimensionality,
         )
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from capture._reproducible import deterministic, mode
-from capture._training_state import TrainingLog, TrainingState, load_training_log, locked
+from capture._training_state import KEPT_BY, TrainingLog, TrainingState, load_training_log, locked
 from capture.batches import as_tensor, batch_positions, evaluate, one_device
 from capture.checkpoints import checkpoint_path, weights_digest
 from capture.data import ImageData
@@ -44,7 +44,7 @@ __all__ = [
 
 Progress = Callable[[int, int, float, float], None]
 
-_NOT_OF_A_SERIES: Final = ("training.checkpoints", "training.log_every")
+_NOT_OF_A_SERIES: Final = ("training.checkpoints", "training.log_every", KEPT_BY)
 """What may differ between trainings whose tracked series are the same."""
 
 
@@ -74,6 +74,7 @@ def train_recipe(
     save: str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] | None = None,
+    kept_by: str = "",
     data_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
@@ -88,6 +89,9 @@ def train_recipe(
         ``tracking``; what is captured may change.
     store : path, optional
         Where the recipe's ``[tracking]`` puts its rows. Without it, or without that table, nothing is tracked.
+    kept_by : str
+        How the checkpoints were chosen, where that was not by the recipe: part of the identity, and what tells
+        `capture.from_recipe.capture_recipe` to take the folder's checkpoints for the recipe's.
     data_dir : path, optional
         See `capture.data.load_data`.
     device : str or torch.device
@@ -111,7 +115,8 @@ def train_recipe(
         save=save,
         tracking=None if store is None else recipe_tracking(recipe, model, store, data_dir),
         progress=progress,
-        identity={f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()},
+        identity={f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
+        | ({KEPT_BY: kept_by} if kept_by else {}),
     )
 
 

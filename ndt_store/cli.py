@@ -23,6 +23,7 @@ from ndt_store.cliparts import (
     emit,
     exit_code,
     format_option,
+    in_turn,
     selection_options,
     store_argument,
     tell,
@@ -264,14 +265,11 @@ def demo(ctx: click.Context, out: str) -> None:
     Takes a few minutes the first time; what is done already is not done again.
     """
     store, weights, page = f"{out}/demo.zarr", f"{out}/demo-checkpoints", f"{out}/demo-report"
-    for name, *arguments in (
+    commands = [
         ("train", "demo", "--checkpoints", weights, "--store", store),
         ("capture", "demo", "--checkpoints", weights, "--store", store),
         ("verify", store, "--read-data"),
         ("summary", store),
         ("report", store, "--out", page),
-    ):
-        command = cli.get_command(ctx, name)
-        assert command is not None, name
-        with command.make_context(name, list(arguments), parent=ctx) as step:
-            command.invoke(step)
+    ]
+    in_turn(ctx, commands)

@@ -32,6 +32,7 @@ __all__ = [
     "exit_code",
     "explain_option",
     "format_option",
+    "in_turn",
     "selection_options",
     "store_argument",
     "tell",
@@ -114,6 +115,17 @@ def beside(store: Store) -> dict[str, str]:
     if store.experiments:
         said[EXPERIMENTS_GROUP] = ", ".join(store.experiments)
     return said
+
+
+def in_turn(ctx: click.Context, commands: Sequence[Sequence[str]]) -> None:
+    """Call other commands of the same program, each a name and its arguments, until one of them exits or raises."""
+    group = ctx.find_root().command
+    assert isinstance(group, click.Group)
+    for name, *arguments in commands:
+        command = group.get_command(ctx, name)
+        assert command is not None, name
+        with command.make_context(name, list(arguments), parent=ctx) as step:
+            command.invoke(step)
 
 
 def emit(
