@@ -27,7 +27,7 @@ POSITIONS: Final = ("flatten", "mean")
 _STRIPE_NBYTES: Final = 4 << 20
 """Size of the float64 temporaries: what stays in the cache between centring and multiplying."""
 
-_PANEL: Final = 40
+_PANEL: Final = 64
 """Rows of one matrix product: half a panel's square above the diagonal is what the triangle costs too much."""
 
 _WHOLE: Final = ("energy_dims_90", "energy_dims_95")

@@ -109,9 +109,10 @@ class Session:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with Session(net, data, store=folder + "/run.zarr", layers=["*"], progress=False) as session:
     ...         for step in (0, 5):
+    ...             session.track(step)
     ...             session.capture(step)
-    ...     session.store.checkpoints.tolist()
-    [0, 5]
+    ...     session.store.checkpoints.tolist(), session.store.training.step.values.tolist()
+    ([0, 5], [0, 5])
     """
 
     def __init__(
@@ -172,10 +173,9 @@ class Session:
             block_nbytes=block_nbytes,
             title=f"{called} on {self._probe.name}",
         )
-        own = capture_identity(
+        known = dict(identity or {}) | capture_identity(
             model, self._probe, called, wanted, asked, gradient_of, output, dtype=dtype, batch_size=batch_size
         )
-        known = {**(identity or {}), **own}
         self._provenance = {"identity": known, "environment": environment(self._device)}
         self._begin_series = partial(
             probe_series, model, self._probe, wanted, self._storage, known, dims=dims, output=output

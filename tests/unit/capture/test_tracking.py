@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import math
 from typing import Any
 
@@ -269,6 +271,13 @@ def test_tracker__refuses_a_model_whose_layers_changed() -> None:
     net[1], net[2] = nn.Linear(64, 9), nn.Linear(9, 10)
     with pytest.raises(CaptureError):
         tracker.measure()
+
+
+@pytest.mark.parametrize("module", ["capture.session", "capture.tracking"])
+def test_examples_of_the_docstrings_run(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted
+    assert not found.failed
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
