@@ -260,7 +260,7 @@ def index(store: str, selection: Selection, gram: tuple[str, ...], force: bool) 
 @click.option("--out", default="runs", show_default=True, type=click.Path(file_okay=False), help="Where results go.")
 @click.pass_context
 def demo(ctx: click.Context, out: str) -> None:
-    """Train, capture, verify, summarise and report a small CNN on the images that come with the package.
+    """Train, capture, verify, find jumps in, summarise and report a small CNN on images that come with the package.
 
     Takes a few minutes the first time; what is done already is not done again.
     """
@@ -269,6 +269,7 @@ def demo(ctx: click.Context, out: str) -> None:
         ("train", "demo", "--checkpoints", weights, "--store", store),
         ("capture", "demo", "--checkpoints", weights, "--store", store),
         ("verify", store, "--read-data"),
+        ("jumps", store),
         ("summary", store),
         ("report", store, "--out", page),
     ]

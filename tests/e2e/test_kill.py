@@ -117,8 +117,9 @@ def test_killed_at_random_times_the_finished_store_is_byte_equal(context, uninte
     assert _run(context, tmp_path / "timed.zarr", 0) == 0
     duration = time.monotonic() - start
     rng = np.random.default_rng(3)
-    n_killed = 0
-    for attempt in range(6):
+    n_killed = attempt = 0
+    while n_killed < 6 and attempt < 40:
+        attempt += 1
         path = tmp_path / f"{attempt}.zarr"
         survived: dict[int, bytes] = {}
         exitcode = -signal.SIGKILL
@@ -131,4 +132,4 @@ def test_killed_at_random_times_the_finished_store_is_byte_equal(context, uninte
             survived = now
         assert exitcode == 0
         _check_finished(path, reference)
-    assert n_killed >= 6
+    assert n_killed >= 6  # or the moments fell beside the captures, and nothing was shown

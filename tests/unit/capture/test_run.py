@@ -301,9 +301,9 @@ def test_memory__raises_before_the_first_byte_and_names_blocks_that_fit(tmp_path
 
 
 def test_memory__by_default_is_a_quarter_of_the_machines(tmp_path, data, monkeypatch):
-    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 100, "SC_PHYS_PAGES": 10}.__getitem__)
     with capture.Session(build(), data, store=tmp_path / "s", memory=10**6, **OPTIONS) as session:
         schema = session._open_writer().schema
+    monkeypatch.setattr("capture.forecast.memory_nbytes", lambda: 1000)
     with pytest.raises(MemoryBudgetError) as caught:
         require_memory(schema, 256, None)
     assert caught.value.allowed_nbytes == 250
