@@ -118,7 +118,7 @@ def jump_schedule(jumps: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
 
     A control is matched with each jump: drawn by `seed` among the 10 measurements that are nearest in phase, by the
     logarithm of the measurement's number, of those at least 15 measurements away from every jump. Where the run has
-    no room for that, controls lie as far from jumps as they can, but more than 2 measurements, and from each other;
+    no room for that, controls lie as far from jumps as they can, but more than 3 measurements, and from each other;
     a jump for which none is left has no control. The attribute ``n_unmatched`` counts these, ``control_gap`` is the
     least distance of a control from a jump, in measurements, -1 without controls.
 

@@ -127,8 +127,8 @@ def detect_jumps(
 
     What it cannot tell. A change that is smooth on the scale of some measurements is curve: measure more often.
     Excursions of up to three measurements are spikes, and no jumps. A jump in the first or last three measurements
-    cannot be told from an end of the curve, and one shortly after them hardly. Two jumps within two measurements are
-    one. Where noise is a random walk, a jump is a step larger than its steps are. Counts such as ``energy_dims_90``
+    cannot be told from an end of the curve, and one shortly after them hardly. Two jumps within three measurements
+    are one. Where noise is a random walk, a jump is a step larger than its steps are. Counts such as ``energy_dims_90``
     move by whole numbers also where what they count moves smoothly: ask about a measure that is continuous.
 
     About 0.1 s for each layer of 400 measurements and 0.2 s more for each jump; 0.2 s once for each number of

@@ -41,6 +41,10 @@ _FREEDOM: Final = (5.0, 7.0, 10.0, 14.0, 19.0, 26.0, 36.0, 48.0)
 """Effective degrees of freedom of the curve beside the free ones. With fewer, steps would be cheaper than bends."""
 
 
+_OWN: Final = 1e-6
+"""Share of a column that curve and other columns cannot explain, below which it has nothing of its own but rounding."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Branch:
     """What one model of noise makes of the basis: L amounts of smoothing, k curves."""
@@ -265,7 +269,8 @@ def scan(
             weight = np.exp((branch.cost[point % len(_FREEDOM)] - model.cost) / freedom)
             np.subtract(sums, sides @ inner, out=contrast)
             contrast *= contrast
-            contrast *= np.divide(weight, information, out=np.zeros(n), where=allowed)[:, None]
+            usable = allowed & (information > _OWN * branch.information[point % len(_FREEDOM)])
+            contrast *= np.divide(weight, information, out=np.zeros(n), where=usable)[:, None]
             left = left * weight
             np.subtract(left, contrast, out=contrast)
             better = left < least
@@ -301,10 +306,10 @@ def gains_of(model: Design, series: F64, columns: F64, shapes: F64, rounding: fl
         beside = products[n_given:, n_given:] - given.T @ np.linalg.solve(products[:n_given, :n_given], given)
         left = beside[0, 0] + rounding * branch.trace
         weight = np.exp((branch.cost[point % len(_FREEDOM)] - model.cost) / freedom)
-        # A shape that the curve follows exactly has nothing to gain, and no more than rounding to divide by.
-        own = np.maximum(np.diagonal(beside)[1:], 1e-9 * raw)
+        own = np.diagonal(beside)[1:]
+        explained = np.divide(beside[0, 1:] ** 2, own, out=np.zeros(len(own)), where=own > _OWN * raw)
         least = min(least, left * weight)
-        least_shape = np.minimum(least_shape, (left - beside[0, 1:] ** 2 / own) * weight)
+        least_shape = np.minimum(least_shape, (left - explained) * weight)
     return np.asarray(freedom * (np.log(least) - np.log(least_shape)))
 
 

@@ -27,6 +27,7 @@ _DRIFT: Final = (0.01, 0.04, 0.15, 0.5)
 """Variance of the slow part's innovations over that of the white noise beside it."""
 
 _CAP: Final = 9.0
+_LOUD: Final = 20
 _TAILS: Final = (3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0, np.inf)
 
 
@@ -86,18 +87,17 @@ NOISES: Final = tuple(Noise(rho, 0.0) for rho in _RHO) + tuple(
 """The models that fits choose from."""
 
 
-def scale_over_training(innovations: F64, axis: F64) -> tuple[F64, F64]:
+def scale_over_training(innovations: F64) -> tuple[F64, F64]:
     """Return how the standard deviation of innovations changes over training, and how far that is known.
 
-    The logarithm of the variance is a polynomial of degree 0 to 3 along `axis`, of the degree with the least BIC,
-    fitted by the gamma model with squares beyond three standard deviations cut off, so that jumps count little.
+    The logarithm of the variance is a polynomial of degree 0 to 3 in ``log(1 + 20 i / n)`` for measurement i of n, of
+    the degree with the least BIC, fitted by the gamma model with squares beyond three standard deviations cut off, so
+    that jumps count little.
 
     Parameters
     ----------
     innovations : ndarray (measurement,)
         Independent, of mean about 0.
-    axis : ndarray (measurement,)
-        Increasing.
 
     Returns
     -------
@@ -108,7 +108,8 @@ def scale_over_training(innovations: F64, axis: F64) -> tuple[F64, F64]:
     """
     n = len(innovations)
     squares = innovations**2
-    along = np.polynomial.legendre.legvander(2 * (axis - axis[0]) / (axis[-1] - axis[0]) - 1, 3)
+    axis = np.log1p(_LOUD * np.arange(n) / n)
+    along = np.polynomial.legendre.legvander(2 * axis / axis[-1] - 1, 3)
     best, chosen, doubt = np.inf, np.ones(n), np.empty((n, 0))
     for degree in range(4):
         x = along[:, : degree + 1]

@@ -80,9 +80,9 @@ def p_value(
     model, columns, allowed, rounding, keep
         As the gain was found with, see `scan`.
     fitted : Fit
-        Without the step in question.
+        Its noise is simulated.
     mean : ndarray (measurement,)
-        What the noise of that fit is added to.
+        What noise is added to: the series without the step.
     gain : float
         What the step gains.
     n_null : int

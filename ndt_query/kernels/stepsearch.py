@@ -31,13 +31,12 @@ from ndt_query.kernels.changepoints import (
 )
 from ndt_query.kernels.noise import scale_over_training
 from ndt_query.kernels.stepnull import p_value
-from ndt_query.kernels.trend import training_axis
 
 __all__ = ["APART", "Level", "Search", "Step"]
 
 F64 = NDArray[np.float64]
 
-APART: Final = 2
+APART: Final = 3
 """A change within this many measurements of a jump belongs to it."""
 
 _WORTH: Final = 15.0
@@ -166,7 +165,7 @@ class Search:
         for _ in range(_ROUNDS):
             # Where noise is louder steps are taken in that are none, which makes it less loud: hence again.
             left = self._fit(at, int(self._scan(at).without[0])).innovations
-            scale, doubt = scale_over_training(left, training_axis(self._n))
+            scale, doubt = scale_over_training(left)
             if not doubt.shape[1] and not self._model.doubt.shape[1]:
                 break
             self._model = scaled_design(scale, doubt)
@@ -256,9 +255,10 @@ class Search:
         found, columns, allowed = self._scan(others), self._columns(others), self._allowed(others)
         gains = found.gain[:, 0]
         place, point, keep = int(gains.argmax()), int(found.without[0]), _near(found)
-        fitted, bent = self._fit(others, point), self._fit(others, self._model.rougher(point))
+        # What is left is innovations once the step is taken out, or the step would give the null its own heavy tail.
+        left, bent = self._fit([*others, place], point), self._fit(others, self._model.rougher(point))
         p, null = p_value(
-            self._model, fitted, bent.curve + columns @ bent.coefficients, columns, allowed, float(gains[place]),
+            self._model, left, bent.curve + columns @ bent.coefficients, columns, allowed, float(gains[place]),
             _ROUNDING, keep, self._n_null, np.random.default_rng(self._seed),
         )  # fmt: skip
         likelihood = np.exp((gains - gains[place]) / 2) * allowed
