@@ -1,4 +1,8 @@
-"""Intervals, nulls and multiple tests: thin uses of scipy.stats in which whole examples are what varies by chance."""
+"""Intervals, nulls and multiple tests: everything that a number takes to say how far it may be chance.
+
+What varies by chance is whole examples, or seeds, or blocks of a series. Which of them stands behind which number, and
+what each covers in simulation: docs/explanation/statistics.md.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,27 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
+from ndt_query.dependent import block_bootstrap
 from ndt_query.inputs import one_of, require_count
-from ndt_query.intervals import Interval, bootstrap_ci, clopper_pearson, jackknife
+from ndt_query.intervals import Interval, bootstrap_ci, clopper_pearson, jackknife, mean_ci, null_p_value
+from ndt_query.resampling import block_length, block_resamples
+from ndt_query.seeds import agreement_over_seeds
 from ndt_store.errors import DimensionError, InvalidInputError
 
 __all__ = [
     "Interval",
     "PermutationNull",
+    "agreement_over_seeds",
+    "block_bootstrap",
+    "block_length",
+    "block_resamples",
     "bootstrap_ci",
     "clopper_pearson",
     "effect_size",
     "fdr",
     "jackknife",
+    "mean_ci",
+    "null_p_value",
     "paired_permutation_test",
     "permutation_null",
 ]
@@ -118,7 +131,7 @@ def permutation_null(
     with np.errstate(invalid="ignore"):
         limit = observed - 1e-10 * np.maximum(1.0, np.abs(observed))
     reached = (null >= np.where(np.isinf(observed), observed, limit)).sum(axis=0)
-    p_value = np.where(np.isnan(observed), np.nan, (reached + 1) / (n_permutations + 1))
+    p_value = np.where(np.isnan(observed), np.nan, null_p_value(reached, n_permutations))
     return PermutationNull(observed, null, p_value)
 
 

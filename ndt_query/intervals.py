@@ -14,7 +14,16 @@ from numpy.typing import ArrayLike, NDArray
 from ndt_query.inputs import one_of, require_count
 from ndt_store.errors import DimensionError, InvalidInputError
 
-__all__ = ["Interval", "bootstrap_ci", "clopper_pearson", "jackknife", "require_level"]
+__all__ = [
+    "Interval",
+    "Side",
+    "bootstrap_ci",
+    "clopper_pearson",
+    "jackknife",
+    "mean_ci",
+    "null_p_value",
+    "require_level",
+]
 
 F64 = NDArray[np.float64]
 Side = Literal["two-sided", "upper", "lower"]
@@ -33,6 +42,8 @@ class Interval:
         Nominal level.
     method : str
         How the interval was made.
+    n : int
+        How many things vary by chance: examples, seeds, groups of examples, or entries of a series.
     """
 
     estimate: F64
@@ -41,6 +52,7 @@ class Interval:
     standard_error: F64
     confidence: float
     method: str
+    n: int
 
 
 def require_level(value: float) -> float:
@@ -48,6 +60,14 @@ def require_level(value: float) -> float:
     if not 0 < value < 1:
         raise InvalidInputError(f"confidence={value!r} is not a level: expected a number between 0 and 1.")
     return float(value)
+
+
+def null_p_value(reached: ArrayLike, n_null: int) -> F64:
+    """Return (b + 1) / (m + 1) for b of m draws of a null that reach what was observed.
+
+    The observed one counts among them: never 0, and valid whatever m is (Phipson and Smyth 2010).
+    """
+    return np.asarray((np.asarray(reached) + 1) / (n_null + 1))
 
 
 def bootstrap_ci(
@@ -86,6 +106,10 @@ def bootstrap_ci(
     -----
     `scipy.stats.bootstrap` in batches of 100 resamples: memory is about 100 times the data.
 
+    Of 4,000 nominal 95% intervals of the mean of exponential data, BCa holds 95% at n = 150 and 91% at n = 20, and
+    percentiles 94% and 90%; of their standard deviation, which is more skewed, BCa holds 92% at n = 500. Of the mean
+    of 5 normal values BCa holds 84%: for few seeds use `mean_ci`.
+
     Examples
     --------
     >>> found = bootstrap_ci([1.0, 2.0, 3.0, 4.0], n_resamples=500)
@@ -108,7 +132,46 @@ def bootstrap_ci(
     spread = np.asarray(found.standard_error, dtype=np.float64)
     constant = spread <= 1e-12 * np.abs(estimate)
     low, high = np.where(constant, estimate, low), np.where(constant, estimate, high)
-    return Interval(estimate, low, high, spread, confidence, f"bootstrap, {method}")
+    return Interval(estimate, low, high, spread, confidence, f"bootstrap, {method}", values.shape[axis])
+
+
+def mean_ci(data: ArrayLike, *, axis: int = 0, confidence: float = 0.95) -> Interval:
+    """Interval of a mean, after Student.
+
+    Parameters
+    ----------
+    data : array_like
+        Entries of `axis` are the independent things: examples, or seeds.
+    axis : int
+        The axis that is averaged over.
+    confidence : float
+        Nominal level.
+
+    Returns
+    -------
+    Interval
+        ``mean +- t_{n-1} s / sqrt(n)``. One entry has a mean and no interval (NaN). NaN propagates.
+
+    Notes
+    -----
+    Exact for normal data whatever n is, which makes it the interval for a few seeds. Of 4,000 nominal 95% intervals of
+    exponential data it holds 95% at n = 500, and 92% at n = 20.
+
+    Examples
+    --------
+    >>> found = mean_ci([1.0, 2.0, 3.0])
+    >>> round(float(found.low), 2), round(float(found.high), 2)
+    (-0.48, 4.48)
+    """
+    values = np.asarray(data, dtype=np.float64)
+    if not -values.ndim <= axis < values.ndim or values.shape[axis] == 0:
+        raise DimensionError(f"mean_ci needs an entry along axis {axis}: got shape {values.shape}.")
+    n, quantile = values.shape[axis], (1 + require_level(confidence)) / 2
+    with np.errstate(invalid="ignore"):  # of infinities, whose spread is NaN
+        middle = np.asarray(values.mean(axis=axis))
+        spread = np.asarray(values.std(axis=axis, ddof=1) / np.sqrt(n)) if n > 1 else np.full(middle.shape, np.nan)
+        reach = scipy.stats.t.ppf(quantile, max(1, n - 1)) * spread
+    return Interval(middle, middle - reach, middle + reach, spread, confidence, "Student's t", n)
 
 
 def jackknife(
@@ -132,6 +195,11 @@ def jackknife(
     Interval
         ``estimate +- t_{g-1} se`` with ``se^2 = (g - 1) / g sum (left_out - mean)^2``; fits statistics that are smooth
         in the data. NaN propagates. Efron and Stein 1981; Shao and Wu 1989 for groups.
+
+    Notes
+    -----
+    It tells scatter, not bias. Of 1,000 nominal 95% intervals of a participation ratio of 5.5 from 10 groups of 500
+    examples it holds 95%, and of 100 examples, where the estimate is biased, 91%; corrected for bias, 94% and 95%.
     """
     parts = np.asarray(left_out, dtype=np.float64)
     g = len(parts) if parts.ndim else 0
@@ -147,7 +215,7 @@ def jackknife(
     if correct_bias:
         middle = middle - (g - 1) * (centre - middle)
     reach = scipy.stats.t.ppf((1 + require_level(confidence)) / 2, g - 1) * spread
-    return Interval(middle, middle - reach, middle + reach, spread, confidence, f"jackknife over {g} groups")
+    return Interval(middle, middle - reach, middle + reach, spread, confidence, f"jackknife over {g} groups", g)
 
 
 def clopper_pearson(

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, overload, r
 import numpy as np
 import xarray as xr
 
-from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, LABEL_COORDS, LAYER, LAYERS_GROUP, UNIT
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, EXAMPLE, LABEL_COORDS, LAYER, LAYERS_GROUP, UNIT
 from ndt_store.errors import InvalidInputError, NotFoundError
 
 __all__ = [
@@ -212,7 +212,7 @@ def described(
         The result.
     acts : DataArray
         What was asked; its checkpoints and units label those of the result, its ``store``, ``layer`` and ``kind``
-        attributes are passed on.
+        attributes are passed on, and its examples are counted where it has any.
     what : str
         One line.
     parameters : mapping
@@ -229,14 +229,15 @@ def described(
     given = {name: xr.Variable((name,), values) for name, values in (coords or {}).items()}
     result = xr.Dataset(dict(variables), labels | given)
     steps = np.atleast_1d(acts[CHECKPOINT].values) if CHECKPOINT in acts.coords else np.empty(0, np.int64)
+    of_examples = EXAMPLE in acts.sizes
     if squeeze:
         result = result.isel({CHECKPOINT: 0}, drop=CHECKPOINT not in acts.coords)
     result.attrs = {
         "what": what,
         "parameters": json.dumps(dict(parameters), default=str, sort_keys=True),
         **{key: acts.attrs[key] for key in ("store", "layer", "kind") if key in acts.attrs},
-        "commits": [int(step) for step in steps],
-        "n_examples": int(acts.sizes.get("example", 0)),
+        **({"commits": [int(step) for step in steps]} if of_examples or len(steps) else {}),
+        **({"n_examples": int(acts.sizes[EXAMPLE])} if of_examples else {}),
         "software": _software(),
         **({"explain": explain} if explain else {}),
     }

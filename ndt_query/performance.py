@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.stats
 import xarray as xr
 
-from ndt_query.intervals import clopper_pearson, require_level
+from ndt_query.inference import clopper_pearson, mean_ci
 from ndt_query.layers import RootLike, described, root_dataset
 from ndt_store.dims import CHECKPOINT, EXAMPLE
 from ndt_store.errors import DimensionError, NotFoundError
@@ -58,7 +57,6 @@ def performance(data: RootLike, *, confidence: float = 0.95) -> xr.Dataset:
     >>> found["loss"].values.tolist(), found["accuracy"].values.tolist()
     ([2.0], [0.5])
     """
-    require_level(confidence)
     root = root_dataset(data)
     missing = [name for name in NEEDED if name not in root.variables]
     if missing:
@@ -72,15 +70,13 @@ def performance(data: RootLike, *, confidence: float = 0.95) -> xr.Dataset:
     loss = root["loss"].transpose(CHECKPOINT, EXAMPLE).astype(np.float64).compute()
     correct = (root["prediction"] == root["label"]).transpose(CHECKPOINT, EXAMPLE).compute()
     n = root.sizes[EXAMPLE]
-    mean = loss.mean(EXAMPLE, skipna=False)
-    spread = loss.std(EXAMPLE, ddof=1, skipna=False) if n > 1 else xr.full_like(mean, np.nan)
-    reach = scipy.stats.t.ppf((1 + confidence) / 2, max(1, n - 1)) * spread / np.sqrt(n)
+    mean = mean_ci(loss.values, axis=1, confidence=confidence)
     hits = correct.sum(EXAMPLE)
     low, high = clopper_pearson(hits.values, n, confidence=confidence)
     variables = {
-        "loss": mean,
-        "loss_low": mean - reach,
-        "loss_high": mean + reach,
+        "loss": hits.copy(data=mean.estimate),
+        "loss_low": hits.copy(data=mean.low),
+        "loss_high": hits.copy(data=mean.high),
         "accuracy": hits / n,
         "accuracy_low": hits.copy(data=low),
         "accuracy_high": hits.copy(data=high),
