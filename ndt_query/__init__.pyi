@@ -2,6 +2,7 @@ from . import plot
 from .activity import dead_units, neuron_importance, newly_active_units, unit_moments
 from .filters import examples_above
 from .geometry import dimensionality
+from .growth import fit_growth
 from .inference import (
     Interval,
     PermutationNull,
@@ -24,6 +25,7 @@ from .performance import performance
 from .ranking import top_examples
 from .report import report
 from .selectivity import class_means, selectivity_index
+from .smoothness import smoothness
 from .summary import summary
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "effect_size",
     "examples_above",
     "fdr",
+    "fit_growth",
     "jackknife",
     "jump_schedule",
     "mean_ci",
@@ -54,6 +57,7 @@ __all__ = [
     "plot",
     "report",
     "selectivity_index",
+    "smoothness",
     "summary",
     "top_examples",
     "unit_moments",
