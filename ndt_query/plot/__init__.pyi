@@ -1,4 +1,5 @@
 from .activations import dead_units, top_examples
+from .curves import growth, smoothness
 from .measures import dimensionality, performance, selectivity
 from .style import save
 from .trajectories import jump_nulls, trajectories
@@ -6,10 +7,12 @@ from .trajectories import jump_nulls, trajectories
 __all__ = [
     "dead_units",
     "dimensionality",
+    "growth",
     "jump_nulls",
     "performance",
     "save",
     "selectivity",
+    "smoothness",
     "top_examples",
     "trajectories",
 ]

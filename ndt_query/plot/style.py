@@ -171,7 +171,7 @@ def layer_colours(names: list[str]) -> dict[str, Any]:
     return dict(zip(names, scale, strict=True))
 
 
-def step_axis(axes: Axes, steps: NDArray[Any], width: float, label: bool = True) -> None:
+def step_axis(axes: Axes, steps: NDArray[Any], width: float, label: bool = True, linear: bool = False) -> None:
     """Make the x axis one of training steps: logarithmic where they span two decades, with zero shown all the same.
 
     Parameters
@@ -185,9 +185,11 @@ def step_axis(axes: Axes, steps: NDArray[Any], width: float, label: bool = True)
         Of the axes, in inches, about.
     label : bool
         Whether to name the axis.
+    linear : bool
+        Whether to leave it linear whatever they span.
     """
     positive = steps[steps > 0]
-    logarithmic = positive.size > 0 and positive.max() >= 100 * positive.min()
+    logarithmic = not linear and positive.size > 0 and positive.max() >= 100 * positive.min()
     if logarithmic:
         axes.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.5)
     axes.margins(x=0.02)
