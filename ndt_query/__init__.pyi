@@ -1,6 +1,7 @@
 from . import plot
-from .activity import dead_units, neuron_importance, newly_active_units, unit_moments
+from .activity import neuron_importance, unit_moments
 from .filters import examples_above
+from .firing import dead_units, newly_active_units
 from .geometry import dimensionality
 from .growth import fit_growth
 from .inference import (

@@ -1,7 +1,8 @@
-"""Which units are alive, how strongly, and on which examples: questions answered in one pass over the activations."""
+"""How strongly units respond, and how much of their layer's activity each carries."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -9,21 +10,25 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.answers import Answer, answer
-from ndt_query.inference import clopper_pearson
-from ndt_query.inputs import canonical, require_number, require_steps
+from ndt_query.grouped import ENDS, INTERVALS, Derive, MomentGroups, answer_by_groups, as_groups, shares
+from ndt_query.inputs import canonical, one_of, require_number
+from ndt_query.intervals import require_level
 from ndt_query.layers import described, per_unit
 from ndt_query.reductions import MomentsReduction
 from ndt_query.viewed import FromMoments
-from ndt_store.dims import CHECKPOINT, EXAMPLE, UNIT
+from ndt_store.dims import EXAMPLE, UNIT
+from ndt_store.views.blocks import Array
 
-__all__ = ["dead_units", "neuron_importance", "newly_active_units", "unit_moments"]
+__all__ = ["moments_of", "neuron_importance", "unit_moments"]
 
-CONFIDENCE: Final = 0.95
+ESTIMATES: Final = ("mean", "std", "mean_abs", "active_fraction")
+SHARES: Final = ("variance", "mean_magnitude", "variance_share", "magnitude_share")
 
 
-def _moments(
+def moments_of(
     given: xr.DataArray, acts: xr.DataArray, threshold: float, what: str, memory: int | str | None, views: bool
 ) -> Answer:
+    """Moments of each unit, from views where these hold them; `what` names the question in messages."""
     reduction = MomentsReduction(require_number("threshold", threshold))
     return answer(given, acts, reduction, FromMoments(threshold), what=what, memory=memory, views=views)
 
@@ -33,6 +38,8 @@ def unit_moments(
     acts: xr.DataArray,
     *,
     threshold: float = 0.0,
+    interval: str = "none",
+    confidence: float = 0.95,
     memory: int | str | None = None,
     views: bool = True,
     explain: bool = False,
@@ -45,6 +52,11 @@ def unit_moments(
         Activations; ``checkpoint`` may be missing. A store is answered layer by layer.
     threshold : float
         A value is active when its magnitude exceeds this.
+    interval : {"none", "jackknife"}
+        Moments as they are, of the examples at hand; or with what they would be on others, by leaving out one of ten
+        groups of examples at a time. That takes a pass over the values, because views hold no groups.
+    confidence : float
+        Nominal level of the intervals.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
     views, explain : bool
@@ -55,8 +67,9 @@ def unit_moments(
     -------
     Dataset or DataTree
         ``count``, ``nan_count``, ``mean``, ``std`` (population), ``min``, ``max``, ``mean_abs``, ``active_fraction``
-        over (checkpoint, unit); lazy where `acts` is. A unit with a NaN has NaN moments, and ``nan_count`` says how
-        many.
+        over (checkpoint, unit); lazy where `acts` is. With an interval, ``mean``, ``std``, ``mean_abs`` and
+        ``active_fraction`` each with ``_low`` and ``_high``. A unit with a NaN has NaN moments, and ``nan_count`` says
+        how many.
 
     Notes
     -----
@@ -72,170 +85,35 @@ def unit_moments(
     """
     given = acts
     acts, squeeze = canonical(given)
-    answered = _moments(given, acts, threshold, "unit_moments", memory, views)
+    one_of("interval", interval, INTERVALS)
+    require_level(confidence)
+    if interval == "none":
+        answered = moments_of(given, acts, threshold, "unit_moments", memory, views)
+    else:
+        answered = _of_groups(given, acts, threshold, _as_they_are, ESTIMATES, "unit_moments", memory, confidence)
     found = answered.variables
     names = ("count", "nan_count", "mean", "std", "min", "max", "mean_abs", "active_fraction")
+    limits = [name for name in found if name.endswith(ENDS)]
     what = "moments of each unit over examples and positions"
     return described(
-        {name: found[name] for name in names},
+        {name: found[name] for name in (*names, *limits)},
         acts,
         what,
-        {"threshold": threshold},
+        {"threshold": threshold, "interval": interval, "confidence": confidence},
         squeeze=squeeze,
-        explain=answered.source if explain else "",
-    )
-
-
-@per_unit
-def dead_units(
-    acts: xr.DataArray,
-    threshold: float = 0.0,
-    *,
-    memory: int | str | None = None,
-    views: bool = True,
-    explain: bool = False,
-) -> xr.Dataset:
-    """Find units that never fire on the probe set, and how rarely they may fire all the same.
-
-    Parameters
-    ----------
-    acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
-        Activations.
-    threshold : float
-        A unit fires where its magnitude exceeds this.
-    memory : int or str, optional
-        Budget of the query, see `ndt_query.budget`.
-    views, explain : bool
-        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
-        `ndt_query.answers`.
-
-    Returns
-    -------
-    Dataset or DataTree
-        Over (checkpoint, unit): ``dead``, true when ``|a| <= threshold`` at every example and position, and false where
-        a NaN leaves it open; ``active_fraction`` of all examples and positions; ``firing_rate``, the fraction of
-        examples in which the unit fires at one position or more; ``firing_rate_upper``, its one-sided 95%
-        Clopper-Pearson bound, in which n is the number of examples, because positions of one example are not
-        independent: 1 - 0.05^(1/n), about 3/n, for a dead unit; ``nan_count``. All rates are NaN where there is a NaN.
-
-    Notes
-    -----
-    One pass. That a unit is dead on n examples does not say that it is dead: the bound is what the data say about new
-    examples from the same distribution.
-
-    Examples
-    --------
-    >>> acts = xr.DataArray(np.zeros((1, 100, 1)), dims=("checkpoint", "example", "unit"))
-    >>> found = dead_units(acts)
-    >>> bool(found["dead"].item()), round(found["firing_rate_upper"].item(), 4)
-    (True, 0.0295)
-    """
-    given = acts
-    acts, squeeze = canonical(given)
-    answered = _moments(given, acts, threshold, "dead_units", memory, views)
-    found = answered.variables
-    variables = {
-        "dead": (found["active"] == 0) & (found["nan_count"] == 0),
-        "active_fraction": found["active_fraction"],
-        "firing_rate": found["firing_rate"],
-        "firing_rate_upper": _upper(found["firing_rate"], acts.sizes[EXAMPLE]),
-        "nan_count": found["nan_count"],
-    }
-    parameters = {"threshold": threshold, "confidence": CONFIDENCE, "n": acts.sizes[EXAMPLE], "interval": "one-sided"}
-    return described(
-        variables,
-        acts,
-        "units that never fire on the probe set",
-        parameters,
-        squeeze=squeeze,
-        explain=answered.source if explain else "",
-    )
-
-
-def _upper(rate: xr.Variable, n: int) -> xr.Variable:
-    bounded: xr.Variable = xr.apply_ufunc(
-        _upper_bound, rate, kwargs={"n": n}, dask="parallelized", output_dtypes=[np.float64]
-    )
-    return bounded
-
-
-def _upper_bound(rate: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    # Many units fire equally often, and a quantile of the beta distribution takes a microsecond.
-    counts, where = np.unique(np.round(rate * n), return_inverse=True)
-    return clopper_pearson(counts, n, confidence=CONFIDENCE, side="upper")[1][where]
-
-
-@per_unit
-def newly_active_units(
-    acts: xr.DataArray,
-    before: int,
-    after: int,
-    min_rate: float = 0.01,
-    *,
-    threshold: float = 0.0,
-    memory: int | str | None = None,
-    views: bool = True,
-    explain: bool = False,
-) -> xr.Dataset:
-    """Find units that were dead at one checkpoint and fire at another.
-
-    Parameters
-    ----------
-    acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
-        Activations with a ``checkpoint`` coordinate.
-    before, after : int
-        Training steps, labels of ``checkpoint``.
-    min_rate : float
-        The unit has to fire in more than this fraction of examples at `after`.
-    threshold : float
-        A unit fires where its magnitude exceeds this.
-    memory : int or str, optional
-        Budget of the query, see `ndt_query.budget`.
-    views, explain : bool
-        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
-        `ndt_query.answers`.
-
-    Returns
-    -------
-    Dataset or DataTree
-        Over (unit,): ``newly_active``, ``rate_before`` and ``rate_after`` (fractions of examples in which the unit
-        fires at one position or more, NaN where there is a NaN) and ``nan_count`` of both checkpoints together. A unit
-        with a NaN at either checkpoint is not newly active.
-
-    Raises
-    ------
-    NotFoundError
-        A step is not a checkpoint; the nearest ones are named.
-    """
-    require_number("min_rate", min_rate, below=1.0)
-    ordered, _ = canonical(acts)
-    require_steps(acts, (before, after))
-    chosen = {CHECKPOINT: [before, after]}
-    both = ordered.sel(chosen)
-    answered = _moments(acts.sel(chosen), both, threshold, "newly_active_units", memory, views)
-    found = answered.variables
-    rates = found["firing_rate"]
-    rate_before, rate_after = (rates.isel({CHECKPOINT: i}) for i in (0, 1))
-    variables = {
-        "newly_active": (rate_before == 0) & (rate_after > min_rate),
-        "rate_before": rate_before,
-        "rate_after": rate_after,
-        "nan_count": found["nan_count"].sum(CHECKPOINT),
-    }
-    parameters = {"before": before, "after": after, "min_rate": min_rate, "threshold": threshold}
-    return described(
-        variables,
-        both,
-        "units dead before and active after",
-        parameters,
-        squeeze=False,
         explain=answered.source if explain else "",
     )
 
 
 @per_unit
 def neuron_importance(
-    acts: xr.DataArray, *, memory: int | str | None = None, views: bool = True, explain: bool = False
+    acts: xr.DataArray,
+    *,
+    interval: str = "none",
+    confidence: float = 0.95,
+    memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
 ) -> xr.Dataset:
     """Rank units by how much of the layer's activity they carry.
 
@@ -243,6 +121,11 @@ def neuron_importance(
     ----------
     acts : DataArray (checkpoint, example, [token,] unit[, y, x]), layer Dataset, Store or DataTree
         Activations.
+    interval : {"none", "jackknife"}
+        Moments as they are, of the examples at hand; or with what they would be on others, by leaving out one of ten
+        groups of examples at a time. That takes a pass over the values, because views hold no groups.
+    confidence : float
+        Nominal level of the intervals.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
     views, explain : bool
@@ -255,11 +138,17 @@ def neuron_importance(
         Over (checkpoint, unit): ``variance`` and ``mean_magnitude`` (mean of ``|a|``) over examples and positions;
         ``variance_share`` and ``magnitude_share`` of the layer's sum; ``rank`` by variance from 1, equal variances in
         the order of units, NaN last; ``nan_count``. One NaN in the layer makes its shares NaN, because the sum is not
-        known, and so does a layer whose sum is 0.
+        known, and so does a layer whose sum is 0. With an interval, all but the rank and the count have ``_low`` and
+        ``_high``.
     """
     given = acts
     acts, squeeze = canonical(given)
-    answered = _moments(given, acts, 0.0, "neuron_importance", memory, views)
+    one_of("interval", interval, INTERVALS)
+    require_level(confidence)
+    if interval == "none":
+        answered = moments_of(given, acts, 0.0, "neuron_importance", memory, views)
+    else:
+        answered = _of_groups(given, acts, 0.0, shares, SHARES, "neuron_importance", memory, confidence)
     found = answered.variables
     variance, magnitude = found["std"] ** 2, found["mean_abs"]
 
@@ -280,12 +169,13 @@ def neuron_importance(
         "magnitude_share": magnitude / magnitude.sum(UNIT, skipna=False),
         "rank": ranks,
         "nan_count": found["nan_count"],
+        **{name: found[name] for name in found if name.endswith(ENDS)},
     }
     return described(
         variables,
         acts,
         "share of each unit in its layer's activity",
-        {},
+        {"interval": interval, "confidence": confidence},
         squeeze=squeeze,
         explain=answered.source if explain else "",
     )
@@ -293,3 +183,24 @@ def neuron_importance(
 
 def _falling_rank(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.asarray(np.argsort(np.argsort(-values, axis=-1, kind="stable"), axis=-1) + 1)
+
+
+def _of_groups(
+    given: xr.DataArray,
+    acts: xr.DataArray,
+    threshold: float,
+    derive: Derive,
+    names: tuple[str, ...],
+    what: str,
+    memory: int | str | None,
+    confidence: float,
+) -> Answer:
+    """Moments with the limits of what `derive` makes of them."""
+    inner = MomentsReduction(require_number("threshold", threshold))
+    groups = as_groups(acts.sizes[EXAMPLE])
+    reduction = MomentGroups(inner, groups, derive, names, confidence, by_unit=derive is _as_they_are)
+    return answer_by_groups(given, acts, reduction, what, memory)
+
+
+def _as_they_are(found: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: found[name] for name in ESTIMATES}

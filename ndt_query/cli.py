@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,11 @@ UNITS_SHOWN = 10
 @explain_option
 @format_option
 def summary(store: str, selection: Selection, explain: bool, output_format: str) -> None:
-    """Tabulate every checkpoint and layer: units, dead ones, activity, dimensionality."""
+    """Tabulate every checkpoint and layer: units, dead ones, activity, dimensionality.
+
+    After ± stands the reach of the 95% interval over examples; json and csv have its ends.
+    """
+    from ndt_query.summary import DIMENSIONS
     from ndt_query.summary import summary as summarise
 
     opened = open_store(store)
@@ -41,7 +46,7 @@ def summary(store: str, selection: Selection, explain: bool, output_format: str)
             found = asked.compute()
             rows += [{"layer": layer, **row} for row in _rows(found)]
             advance(done, len(layers))
-    emit(rows, output_format)
+    emit([_with_reach(row, DIMENSIONS) for row in rows] if output_format == "table" else rows, output_format)
 
 
 @click.command()
@@ -173,6 +178,15 @@ def _with_activations(store: Store, selection: Selection) -> list[str]:
     if not found:
         raise NotFoundError(f"{store.path} holds no activations of {', '.join(chosen)}: choose another layer.")
     return found
+
+
+def _with_reach(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Put the reach of an interval beside its estimate, which a reader of a table takes in together."""
+    shown = {name: value for name, value in row.items() if not name.endswith(("_low", "_high"))}
+    for name in names:
+        reach = row[f"{name}_high"] - row[name]
+        shown[name] = row[name] if math.isnan(reach) else f"{row[name]:.4g} ± {reach:.2g}"
+    return shown
 
 
 def _rows(dataset: xr.Dataset) -> list[dict[str, Any]]:

@@ -19,8 +19,9 @@ from dask.base import compute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from ndt_query.activity import dead_units
+from ndt_query.firing import dead_units
 from ndt_query.geometry import dimensionality
+from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import class_name
 from ndt_query.layers import Whole, each_layer, root_dataset
 from ndt_query.performance import NEEDED, performance
@@ -29,7 +30,7 @@ from ndt_query.plot import measures as measure_figures
 from ndt_query.plot.style import styled
 from ndt_query.ranking import top_examples
 from ndt_query.selectivity import selectivity_index
-from ndt_query.summary import summary
+from ndt_query.summary import DIMENSIONS, summary
 from ndt_store.dims import CHECKPOINT, LAYER, UNIT
 from ndt_store.errors import NotFoundError, StorageError
 
@@ -112,7 +113,7 @@ def report(
         table=_table(findings.summary),
         figures=figures,
         n=n,
-        rate_bound=f"{1 - 0.05 ** (1 / n):.2%}",
+        rate_bound=f"{float(clopper_pearson(0, n, side='upper')[1]):.2%}",
         n_permutations=N_PERMUTATIONS,
         least_rate=f"{LEAST_RATE:.0%}",
         has_labels=bool(findings.selectivity),
@@ -248,22 +249,28 @@ def _number(value: float, digits: int) -> str:
     return "\u2013" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
+def _interval(cell: Mapping[str, float], name: str) -> str:
+    low, high = cell[f"{name}_low"], cell[f"{name}_high"]
+    return "" if math.isnan(low) else f"{low:,.2f} to {high:,.2f}"
+
+
 def _table(found: xr.Dataset) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for layer in found[LAYER].values:
         for step in found[CHECKPOINT].values:
-            cell = {name: float(one) for name, one in found.sel({LAYER: layer, CHECKPOINT: step}).data_vars.items()}
+            cell = {
+                str(name): float(one) for name, one in found.sel({LAYER: layer, CHECKPOINT: step}).data_vars.items()
+            }
             rows.append(
                 {
                     "layer": str(layer),
                     "step": int(step),
                     "first": step == found[CHECKPOINT].values[0],
                     "cells": [
-                        _number(cell["units"], 0),
-                        _number(cell["dead"], 0),
-                        _number(100 * cell["active_fraction"], 1),
-                        _number(cell["stable_rank"], 2),
-                        _number(cell["participation_ratio"], 2),
+                        (_number(cell["units"], 0), ""),
+                        (_number(cell["dead"], 0), ""),
+                        (_number(100 * cell["active_fraction"], 1), ""),
+                        *((_number(cell[name], 2), _interval(cell, name)) for name in DIMENSIONS),
                     ],
                 }
             )

@@ -10,15 +10,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.answers import answer
-from ndt_query.inference import fdr
+from ndt_query.grouped import INTERVALS, ClassGroups, answer_by_groups, as_groups
+from ndt_query.inference import fdr, null_p_value
 from ndt_query.inputs import LabelsLike, as_classes, canonical, one_of, require_count
+from ndt_query.intervals import require_level
 from ndt_query.kernels import selectivity as kernel
 from ndt_query.layers import described, per_unit
 from ndt_query.passes import reduce_values
 from ndt_query.reduce import Output
 from ndt_query.reductions import ClassReduction
 from ndt_query.viewed import FromClassSums
-from ndt_store.dims import CLASS, UNIT
+from ndt_store.dims import CLASS, EXAMPLE, UNIT
 from ndt_store.views.blocks import Array, Block, position_means
 
 __all__ = ["class_means", "selectivity_index"]
@@ -82,7 +84,7 @@ class SelectivityReduction:
             reached, observed = kernel.permutation_counts(
                 values, self.codes, self.n_classes, signed, self.statistic, self.n_permutations, self.seed
             )
-            p_value = np.where(np.isnan(observed), np.nan, (reached + 1) / (self.n_permutations + 1))
+            p_value = np.where(np.isnan(observed), np.nan, null_p_value(reached, self.n_permutations))
             found["p_value"] = spread(p_value)
         found["q_value"] = fdr(found["p_value"])
         return found
@@ -103,6 +105,8 @@ def class_means(
     acts: xr.DataArray,
     labels: LabelsLike | None = None,
     *,
+    interval: str = "none",
+    confidence: float = 0.95,
     memory: int | str | None = None,
     views: bool = True,
     explain: bool = False,
@@ -115,6 +119,11 @@ def class_means(
         Activations.
     labels : array-like or DataArray (example,), optional
         Class of each example; the coordinate ``label`` without it.
+    interval : {"none", "jackknife"}
+        Means as they are, of the examples at hand; or with what they would be on others, by leaving out one of ten
+        groups of examples at a time. That takes a pass over the values, because views hold no groups.
+    confidence : float
+        Nominal level of the intervals.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
     views, explain : bool
@@ -124,7 +133,8 @@ def class_means(
     Returns
     -------
     Dataset or DataTree
-        ``mean`` (checkpoint, class, unit) of the mean over positions, NaN where an example of the class has a NaN;
+        ``mean`` (checkpoint, class, unit) of the mean over positions, NaN where an example of the class has a NaN; with
+        an interval also ``mean_low`` and ``mean_high``, NaN where one group holds all examples of the class;
         ``n_examples`` (class,); ``nan_count`` (checkpoint, unit), examples with a NaN. ``class`` holds the labels.
 
     Raises
@@ -136,14 +146,21 @@ def class_means(
     acts, squeeze = canonical(given)
     found_classes = as_classes(acts, labels)
     n_classes = len(found_classes.names)
-    reduction = ClassReduction(found_classes.codes, n_classes)
-    viewed = FromClassSums(found_classes.codes, found_classes.names)
-    answered = answer(given, acts, reduction, viewed, what="class_means", memory=memory, views=views)
+    one_of("interval", interval, INTERVALS)
+    require_level(confidence)
+    if interval == "none":
+        reduction = ClassReduction(found_classes.codes, n_classes)
+        viewed = FromClassSums(found_classes.codes, found_classes.names)
+        answered = answer(given, acts, reduction, viewed, what="class_means", memory=memory, views=views)
+    else:
+        groups = ClassGroups(found_classes.codes, n_classes, as_groups(acts.sizes[EXAMPLE]), confidence)
+        answered = answer_by_groups(given, acts, groups, "class_means", memory)
     found = answered.variables
     counts = np.bincount(found_classes.codes, minlength=n_classes)
     found["n_examples"] = xr.Variable((CLASS,), counts)
     source = answered.source if explain else ""
-    parameters, names = {"n_classes": n_classes}, {CLASS: found_classes.names}
+    parameters = {"n_classes": n_classes, "interval": interval, "confidence": confidence}
+    names = {CLASS: found_classes.names}
     what = "mean activation by class"
     return described(found, acts, what, parameters, squeeze=squeeze, explain=source, coords=names)
 

@@ -43,6 +43,7 @@ NAMES: Final = {
     "d_prime": "$d'$",
     "auroc": "AUROC",
 }
+GREY: Final = "#666666"
 LEVEL: Final = 0.05
 COLUMNS: Final = 5
 
@@ -79,7 +80,7 @@ def dimensionality(result: xr.Dataset, *, measure: str = "participation_ratio") 
     axes.set_ylabel(NAMES[measure])
     parameters = json.loads(result.attrs.get("parameters", "{}"))
     if parameters.get("interval", "none") != "none":
-        axes.set_title(f"{parameters['confidence']:.0%} intervals over examples", color="#666666", fontsize=7)
+        axes.set_title(_intervals_text(result, parameters["confidence"]), color=GREY, fontsize=7)
     layer_legend(figure, axes)
     return figure
 
@@ -107,6 +108,9 @@ def performance(result: xr.Dataset) -> Figure:
         axes.plot(steps, part[name], marker="o", color=colour)
         axes.set_ylabel(name)
         step_axis(axes, steps, 1.8)
+    confidence = json.loads(part.attrs.get("parameters", "{}")).get("confidence")
+    if confidence is not None:
+        left.set_title(_intervals_text(part, confidence), color=GREY, fontsize=7)
     left.set_ylim(bottom=0)
     right.set_ylim(0, 1.02)
     percent_axis(right)
@@ -169,6 +173,11 @@ def selectivity(result: Result, *, measure: str = "auto") -> Figure:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def _intervals_text(result: xr.Dataset, confidence: float) -> str:
+    n = result.attrs.get("n_examples", "")
+    return f"{confidence:.0%} intervals over {n} examples" if n else f"{confidence:.0%} intervals over examples"
 
 
 def _columns(n_panels: int) -> int:

@@ -77,6 +77,9 @@ def test_newly_active_units__are_found_between_steps(planted):
     assert found["newly_active"].values.tolist() == [False, True, False, False]
     np.testing.assert_allclose(found["rate_before"], [0, 0, 1 / 200, 1])
     np.testing.assert_allclose(found["rate_after"], [0, 1, 1 / 200, 1])
+    for name, counts in (("rate_before", [0, 0, 1, 200]), ("rate_after", [0, 200, 1, 200])):
+        exact = [scipy.stats.binomtest(k, 200).proportion_ci(0.95, "exact") for k in counts]
+        np.testing.assert_allclose(np.stack([found[f"{name}_low"], found[f"{name}_high"]], axis=1), exact)
 
 
 def test_newly_active_units__have_to_exceed_the_rate():

@@ -34,6 +34,18 @@ def test_summary_has_a_row_for_each_checkpoint_and_layer(sim, capsys):
     acts = sim.arrays["layers/fc/activations"]
     assert [row["units"] for row in rows[3:]] == [14] * 3
     assert [row["active_fraction"] for row in rows[3:]] == pytest.approx([(a > 0).mean() for a in acts])
+    assert all(row["stable_rank_low"] <= row["stable_rank"] <= row["stable_rank_high"] for row in rows)
+    assert {row["n_examples"] for row in rows} == {len(acts[0])}
+
+
+def test_summary_puts_the_reach_of_intervals_beside_the_estimates_of_a_table(sim, capsys):
+    found = json.loads(run(capsys, "summary", sim.store.path, "--layer", "fc", "--format", "json")[1])[0]
+    _, out, _ = run(capsys, "summary", sim.store.path, "--layer", "fc")
+    assert "_low" not in out
+    for name in ("stable_rank", "participation_ratio"):
+        reach = found[f"{name}_high"] - found[name]
+        assert f" {found[name]:.4g} ± {reach:.2g} " in out
+        assert found[f"{name}_low"] == pytest.approx(max(0, found[name] - reach))
 
 
 def test_top_lists_the_last_checkpoint_and_ten_units_and_says_what_it_left_out(sim, capsys):

@@ -44,7 +44,7 @@ def test_dimensionality__draws_each_layer_with_its_interval(store):
     low = min(path.vertices[:, 1].min() for band in axes.collections for path in band.get_paths())
     assert low == pytest.approx(float(result["stable_rank_low"].min()))
     assert axes.get_ylabel() == "stable rank"
-    assert axes.get_title(loc="left") == "95% intervals over examples"
+    assert axes.get_title(loc="left") == "95% intervals over 24 examples"
     assert axes.get_xscale() == "symlog"
     assert [to_hex(line.get_color()).upper() for line in axes.get_lines()] == list(OKABE_ITO[:3])
 

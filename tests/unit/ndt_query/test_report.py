@@ -75,6 +75,10 @@ def test_summary__equals_numpy(simulated):
         energy = np.linalg.svd(means - means.mean(0), compute_uv=False) ** 2
         assert one["stable_rank"].values[c] == pytest.approx(energy.sum() / energy.max())
         assert one["participation_ratio"].values[c] == pytest.approx(energy.sum() ** 2 / (energy**2).sum())
+    whole = nq.dimensionality(simulated.store, positions="mean").compute()
+    for name in ("stable_rank_low", "stable_rank_high", "participation_ratio_low", "participation_ratio_high"):
+        np.testing.assert_allclose(found[name], whole[name])
+    assert (found["n_examples"] == 60).all()
 
 
 def test_summary__reads_each_chunk_once(rng):
@@ -127,6 +131,8 @@ def test_report__tabulates_the_summary(page, simulated):
         assert row[4] == f"{100 * one['active_fraction'].item():.1f}"
         assert row[5] == f"{one['stable_rank'].item():.2f}"
         assert row[6] == f"{one['participation_ratio'].item():.2f}"
+        for name in ("stable_rank", "participation_ratio"):
+            assert f"<small>{one[f'{name}_low'].item():.2f} to {one[f'{name}_high'].item():.2f}</small>" in page
 
 
 def test_report__escapes_what_comes_from_the_store(page):
