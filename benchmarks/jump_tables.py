@@ -24,6 +24,7 @@ from ndt_query import clopper_pearson, detect_jumps
 
 __all__ = ["Outcome", "main", "outcomes"]
 
+HERE: Final = Path(__file__).parent
 LEVEL: Final = 0.05
 NEAR: Final = 1
 EVERY: Final = 5
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     body = tables(*((20, 20) if quick else (500, 300)))
     head = HEAD.format(seconds=time.perf_counter() - start, n=N_MEASUREMENTS, **machine())
     if not quick:
-        (Path(__file__).parent / "JUMPS.md").write_text(head + body)
+        (HERE / "JUMPS.md").write_text(head + body)
     print(head + body)
     return 0
 
