@@ -32,19 +32,20 @@ ROWS: Final[tuple[tuple[str, str, str, str], ...]] = (
 
 
 def quoted(results: Mapping[str, Any]) -> str:
-    """Return the table, between its marks; KeyError where the results lack one of its rows."""
+    """Return the table, between its marks, of those rows that the results have."""
     lines = ["| what | size | against | ours / theirs | middle half |", "|---|---|---|---|---|"]
+    machines = {}
     for section, what, against, said in ROWS:
         row = _find(results, section, what, against)
+        if row is None:
+            continue
+        found = results["sections"][section]["machine"]
+        machines[f"{found['cpu']}, {found['cores']} cores, {found['memory_gb']} GB, {found['day']}"] = None
         low, high = row["quartiles"] or row["spread"]
         size = f"{row['nbytes'] / 1e9:.2g} GB" if row["nbytes"] >= 1e9 else f"{row['nbytes'] / 1e6:.0f} MB"
         lines.append(
             f"| {said} | {size if row['nbytes'] else ''} | {against} | {row['ratio']:.2g} | {low:.2g} to {high:.2g} |"
         )
-    machines = dict.fromkeys(
-        f"{found['cpu']}, {found['cores']} cores, {found['memory_gb']} GB, {found['day']}"
-        for found in (results["sections"][section]["machine"] for section, *_ in ROWS)
-    )
     return "\n".join([BEGIN, "", *lines, "", f"Medians within one run on {'; '.join(machines)}.", "", END])
 
 
@@ -55,9 +56,7 @@ def quote_in(readme: Path, results: Mapping[str, Any]) -> None:
     readme.write_text(before + quoted(results) + rest.split(END)[1])
 
 
-def _find(results: Mapping[str, Any], section: str, what: str, against: str) -> Mapping[str, Any]:
-    rows: list[Mapping[str, Any]] = results["sections"][section]["rows"]
-    for row in rows:
-        if row["what"].startswith(what) and row["against"] == against and row["cache"] != "cold":
-            return row
-    raise KeyError(f"{what}, against {against}")
+def _find(results: Mapping[str, Any], section: str, what: str, against: str) -> Mapping[str, Any] | None:
+    rows: list[Mapping[str, Any]] = results["sections"].get(section, {}).get("rows", [])
+    fitting = (row for row in rows if row["what"].startswith(what) and row["against"] == against)
+    return next((row for row in fitting if row["cache"] != "cold"), None)

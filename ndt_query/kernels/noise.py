@@ -104,7 +104,8 @@ def scale_over_training(innovations: F64) -> tuple[F64, F64]:
     scale : ndarray (measurement,)
         Of root mean square 1.
     doubt : ndarray (measurement, term)
-        Turns independent normal numbers into errors of the logarithm of the scale; no terms for degree 0.
+        Turns independent normal numbers into errors of the logarithm of the scale, given its degree; no terms for
+        degree 0. That the degree is chosen adds to the errors: these are about two thirds of all.
     """
     n = len(innovations)
     squares = innovations**2

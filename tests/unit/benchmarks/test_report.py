@@ -90,13 +90,11 @@ def test_main__quotes_figures_in_the_readme_and_nothing_else(sections: Path, mon
     assert text.endswith(f"{quote.END}\nafter\n")
 
 
-def test_main__leaves_the_readme_alone_where_a_figure_is_missing(
-    sections: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = (sections / "README.md").read_text()
-    program.main(["good"])
-    assert (sections / "README.md").read_text() == before
-    assert "keeps the figures that it has" in capsys.readouterr().err
+def test_quoted__leaves_out_what_was_not_measured(sections: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (("good", "fast", "slow thing", "a fast thing"), ("good", "no", "such", "row"), ("none", "", "", "section"))
+    monkeypatch.setattr(quote, "ROWS", rows)
+    text = quote.quoted({"sections": {"good": program.section("good")}})
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == ["| what", "| a fast thing"]
 
 
 def test_the_readme_quotes_the_results_as_they_are() -> None:
