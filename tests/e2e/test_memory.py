@@ -178,5 +178,5 @@ def test_a_query_that_cannot_keep_its_budget_says_so_before_it_reads(stores):
 
     acts = open_store(stores[1280])["a"].activations
     with pytest.raises(MemoryBudgetError) as caught:
-        nq.unit_moments(acts, memory=1 * MB)
+        nq.unit_moments(acts, memory=1 * MB, views=False)  # views may be there, and need less
     assert caught.value.projected_nbytes > caught.value.allowed_nbytes == 1 * MB
