@@ -77,6 +77,7 @@ class _Known:
 
     def __init__(self, tracker: Tracker) -> None:
         self.identity, self.layers, self.measures = tracker.identity, tracker.layers, tracker.measures
+        self.model = tracker.model
         self._found = tracker.measure()
 
     def measure(self) -> Measurement:

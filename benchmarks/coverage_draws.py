@@ -71,9 +71,9 @@ def of_mean(draw: Callable[..., Array], n: int) -> float:
 
 def of_bootstrap(method: Any, statistic: Callable[..., Array], draw: Callable[..., Array], n: int) -> float:
     """Bootstrap interval of something that is 1; columns share their resamples, which are many."""
-    shares = []
-    for part in range(MANY // COLUMNS):
-        found = nq.bootstrap_ci(draw(n, COLUMNS, part), statistic, method=method, n_resamples=1000, seed=part)
+    shares, columns = [], COLUMNS if n < 500 else COLUMNS // 5  # n^2 numbers a column are held at once
+    for part in range(MANY // columns):
+        found = nq.bootstrap_ci(draw(n, columns, part), statistic, method=method, n_resamples=1000, seed=part)
         shares.append(held(found.low, found.high, 1))
     return float(np.mean(shares))
 

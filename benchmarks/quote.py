@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["BEGIN", "END", "quote_in", "quoted"]
+__all__ = ["BEGIN", "END", "put_between", "quote_in", "quoted"]
 
 BEGIN: Final = "<!-- figures: written by `make bench` from benchmarks/results.json -->"
 END: Final = "<!-- end of figures -->"
@@ -51,9 +51,13 @@ def quoted(results: Mapping[str, Any]) -> str:
 
 def quote_in(readme: Path, results: Mapping[str, Any]) -> None:
     """Write the table in place of the one that a file has between its marks."""
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    readme.write_text(before + quoted(results) + rest.split(END)[1])
+    put_between(readme, BEGIN, END, quoted(results))
+
+
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Write `text`, which has both marks, in place of what a file has from one mark to the other."""
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(before + text + rest.split(end)[1], encoding="utf-8")
 
 
 def _find(results: Mapping[str, Any], section: str, what: str, against: str) -> Mapping[str, Any] | None:

@@ -1,6 +1,7 @@
 from .checkpoints import list_checkpoints, load_weights, save_weights, weights_digest
 from .data import load_data
 from .forecast import Forecast
+from .interventions import run_interventions
 from .models import build_model, register_model
 from .recipe import Recipe, load_recipe
 from .run import capture, plan
@@ -23,6 +24,7 @@ __all__ = [
     "load_weights",
     "plan",
     "register_model",
+    "run_interventions",
     "save_weights",
     "train",
     "weights_digest",

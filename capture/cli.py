@@ -24,6 +24,7 @@ __all__ = [
     "load",
     "plan",
     "recipe_argument",
+    "seed_option",
     "store_option",
     "train",
     "weights_option",
@@ -41,7 +42,7 @@ data_dir_option = click.option(
 weights_option = click.option(
     "--checkpoints", type=click.Path(file_okay=False), help="Folder of the weights; default runs/NAME-checkpoints."
 )
-_seed = click.option(
+seed_option = click.option(
     "--seed",
     type=click.IntRange(min=0),
     help="Another seed of the same recipe; what is named by default is then NAME-seedN.",
@@ -51,10 +52,10 @@ device_option = click.option("--device", default="cpu", show_default=True, help=
 
 
 def recipe_argument(function: F) -> F:
-    """Add the argument RECIPE and its seed, and say in the command's help what it may be."""
+    """Add the argument RECIPE, and say in the command's help what it may be."""
     names = ", ".join(recipe_names())
     function.__doc__ = f"{cleandoc(function.__doc__ or '')}\n\nRECIPE is a TOML file or a built-in one: {names}."
-    return click.argument("recipe")(_seed(function))
+    return click.argument("recipe")(function)
 
 
 def load(recipe: str, seed: int | None, checkpoints: str | None, store: str | None) -> tuple[Recipe, Path, Path]:
@@ -70,6 +71,7 @@ def load(recipe: str, seed: int | None, checkpoints: str | None, store: str | No
 
 @click.command()
 @recipe_argument
+@seed_option
 @store_option
 @data_dir_option
 @format_option
@@ -89,6 +91,7 @@ def plan(recipe: str, seed: int | None, store: str | None, data_dir: str | None,
 
 @click.command()
 @recipe_argument
+@seed_option
 @weights_option
 @store_option
 @data_dir_option
@@ -141,6 +144,7 @@ def train(
 
 @click.command()
 @recipe_argument
+@seed_option
 @weights_option
 @store_option
 @data_dir_option

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import rich_click as click
 
-from capture.cli import data_dir_option, device_option, load, recipe_argument, store_option, weights_option
+from capture.cli import data_dir_option, device_option, load, recipe_argument, seed_option, store_option, weights_option
 from ndt_store.cliparts import in_turn
 
 __all__ = ["run"]
@@ -14,6 +14,7 @@ __all__ = ["run"]
 
 @click.command()
 @recipe_argument
+@seed_option
 @weights_option
 @store_option
 @data_dir_option

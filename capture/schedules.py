@@ -24,7 +24,12 @@ class Schedule(Protocol):
     """From a tracked training to moments."""
 
     def __call__(self, training: xr.Dataset, *, seed: int) -> xr.Dataset:
-        """Return the moments of a training; variable ``step`` says whose weights are wanted, -1 is none."""
+        """Return the moments of a training; variable ``step`` says whose weights are wanted, -1 is none.
+
+        Interventions go by three more of the same dimension: ``role``, ``"jump"`` or ``"control"``; ``centre``, the
+        step of the measurement that shows the jump, or that stands for it as a control; ``jump``, which jump it is or
+        is a control of.
+        """
         ...
 
 

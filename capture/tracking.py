@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import nn
 
 from capture._describe import described
@@ -133,6 +134,7 @@ class Tracker:
         )
         scores = class_count(logits, probe.contents.labels, needed=False) is not None
         self._tapper = Tapper(model, self._sites, device=device, output=output, scores=scores)
+        self._libraries = ThreadpoolController()
 
     @property
     def model(self) -> nn.Module:
@@ -177,7 +179,9 @@ class Tracker:
 
         with self._tapper as tapper:
             result = tapper.run(self._inputs, self._labels, reduce)
-        rows = [measured(*found[layer], len(self._labels), self._centre) for layer in self.layers]
+        # A second thread of NumPy's BLAS would spin for some 50 ms after the work, on a processor that training needs.
+        with self._libraries.limit(limits=1, user_api="blas"):
+            rows = [measured(*found[layer], len(self._labels), self._centre) for layer in self.layers]
         loss = accuracy = math.nan
         if result.loss is not None and result.prediction is not None:
             loss = result.loss.cpu().double().mean().item()

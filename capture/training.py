@@ -22,7 +22,7 @@ from torch import nn
 
 from capture._reproducible import deterministic, mode
 from capture._training_state import KEPT_BY, TrainingLog, TrainingState, load_training_log, locked
-from capture.batches import as_tensor, batch_positions, evaluate, one_device
+from capture.batches import batch_positions, evaluate, one_device
 from capture.checkpoints import checkpoint_path, weights_digest
 from capture.data import ImageData
 from capture.heap import freed_memory_kept
@@ -30,6 +30,7 @@ from capture.modelstate import as_device
 from capture.recipe import Recipe, TrainingRecipe
 from capture.schedule import checkpoint_steps
 from capture.series import TrackedSeries, Tracking, recipe_tracking
+from capture.updates import Updates, make_optimizer
 from ndt_store.errors import CaptureError, InvalidInputError
 
 __all__ = [
@@ -190,7 +191,7 @@ def train(
     steps = settings.checkpoints if schedule is None else checkpoint_steps(settings.steps, schedule)
     own = _identity(settings, steps, seed, data, model, identity)
     tracked = {} if tracking is None else {f"tracking.{key}": value for key, value in tracking.identity.items()}
-    state = TrainingState(model, _optimizer(settings, model), own | tracked)
+    state = TrainingState(model, make_optimizer(settings, model), own | tracked)
     with ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(freed_memory_kept())
@@ -226,8 +227,7 @@ def _run(
     progress: Progress | None,
     state_interval_s: float,
 ) -> None:
-    device = one_device(state.model)
-    inputs, labels = as_tensor(data.inputs, device), as_tensor(data.labels, device)
+    updates = Updates(settings, data, seed, one_device(state.model))
     saved_at, saved_step = time.monotonic(), state.step
     if series is not None and series.last_step is None:
         series.record(state.step)
@@ -245,20 +245,12 @@ def _run(
         if state.step == settings.steps:
             state.optimizer.zero_grad(set_to_none=True)
             return
-        batch = as_tensor(batch_positions(seed, state.step, len(data), settings.batch_size), device)
-        targets = labels[batch]
-        state.optimizer.zero_grad(set_to_none=True)
-        logits = state.model(inputs[batch])
-        loss = nn.functional.cross_entropy(logits, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        state.optimizer.step()
-        state.step += 1
+        update = updates.make(state)
         logged = state.step % settings.log_every == 0 or state.step == settings.steps
         measured = series is not None and series.is_due(state.step)
         # Reading the loss waits for the device, so it is read only where it is wanted.
         if logged or measured:
-            accuracy = (logits.detach().argmax(dim=1) == targets).float().mean().item()
-            row = (state.step, loss.item(), accuracy)
+            row = (state.step, update.loss.item(), update.accuracy)
             if not math.isfinite(row[1]):
                 raise CaptureError(
                     f"The loss is {row[1]} at step {state.step} of {settings.steps}, expected a finite number; "
@@ -270,14 +262,6 @@ def _run(
                 state.log.rows.append(row)
                 if progress is not None:
                     progress(state.step, settings.steps, row[1], row[2])
-
-
-def _optimizer(settings: TrainingRecipe, model: nn.Module) -> torch.optim.Optimizer:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(trainable, lr=rate, weight_decay=decay)
-    return torch.optim.SGD(trainable, lr=rate, momentum=settings.momentum, weight_decay=decay)
 
 
 def _identity(

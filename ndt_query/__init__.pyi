@@ -20,6 +20,7 @@ from .inference import (
     paired_permutation_test,
     permutation_null,
 )
+from .interventions import intervention_effects
 from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
 from .performance import performance
@@ -47,6 +48,7 @@ __all__ = [
     "examples_above",
     "fdr",
     "fit_growth",
+    "intervention_effects",
     "jackknife",
     "jump_schedule",
     "mean_ci",

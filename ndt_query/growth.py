@@ -104,11 +104,11 @@ def fit_growth(
             measurements show, its middle lies a whole training before or behind them, or a level lies beyond the values
             by their whole range.
         ``fit``, ``fit_low``, ``fit_high``, ``observed`` (..., step)
-            The curve with its pointwise interval, and the series; NaN without growth.
+            The curve with its pointwise interval, NaN without growth; and the series.
         ``block_length``, ``n``, ``nan_count``
             Of the blocks of residuals, in values; the number of values; how many are NaN.
 
-        A series with a NaN or Inf has NaN throughout, and no growth.
+        A series with a NaN or Inf has NaN throughout, and no growth: drop those steps first if they may be left out.
 
     Raises
     ------

@@ -29,6 +29,7 @@ from ndt_query.plot import activations as unit_figures
 from ndt_query.plot import measures as measure_figures
 from ndt_query.plot.style import styled
 from ndt_query.ranking import top_examples
+from ndt_query.report_training import trained
 from ndt_query.selectivity import selectivity_index
 from ndt_query.summary import DIMENSIONS, summary
 from ndt_store.dims import CHECKPOINT, LAYER, UNIT
@@ -70,8 +71,9 @@ def report(
     ----------
     store : Store, DataTree or mapping of layers
         With at least one committed checkpoint and one layer of activations. Labels are needed for the part on
-        selectivity, inputs for the pictures, loss and predictions for the part on performance; what is not there is
-        left out, and the page says so of selectivity.
+        selectivity, inputs for the pictures, loss and predictions for the part on performance, what was tracked while
+        training for the part on jumps, the experiment of ``ndt intervene`` for that on interventions; what is not there
+        is left out, and the page says so of selectivity.
     out_dir : str or Path
         Folder of the page, made where missing; an older page in it is replaced.
     progress : callable, optional
@@ -98,6 +100,7 @@ def report(
     """
     findings = _findings(store, progress, memory)
     figures = _figures(store, findings, memory)
+    training = trained(store)
     n = int(next(iter(findings.dead.values())).attrs["n_examples"])
     environment = Environment(
         loader=PackageLoader("ndt_query", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -112,6 +115,8 @@ def report(
         provenance=_flat(getattr(store, "provenance", {})),
         table=_table(findings.summary),
         figures=figures,
+        training=training,
+        training_figures=[_image(kind, figure) for kind, figure in training.figures],
         n=n,
         rate_bound=f"{float(clopper_pearson(0, n, side='upper')[1]):.2%}",
         n_permutations=N_PERMUTATIONS,

@@ -88,7 +88,8 @@ def as_trajectories(series: SeriesLike, steps: ArrayLike | None = None) -> Traje
     Raises
     ------
     DimensionError
-        A plain array is not of one dimension, the training dimension is missing, or there is another number of steps.
+        A plain array is not of one dimension, the training dimension is missing, there is another number of steps, or
+        no value.
     InvalidInputError
         The values are not real numbers, or the steps do not increase.
     """
@@ -112,6 +113,8 @@ def as_trajectories(series: SeriesLike, steps: ArrayLike | None = None) -> Traje
             )
     if values.dtype.kind not in "fiub":
         raise InvalidInputError(f"The series has dtype {values.dtype}: expected real numbers; convert it first.")
+    if values.size == 0:
+        raise DimensionError(f"The series has shape {values.shape}, which holds no value: select at least one series.")
     n = values.shape[-1]
     places = np.arange(n, dtype=np.float64) if steps is None else _checked(steps, n)
     coords = {**coords, dim: _whole(places)}

@@ -102,8 +102,8 @@ def smoothness(
     `ndt_query.block_bootstrap`, and the intervals go with them. About 0.2 s a pair of 400 values.
 
     Each series goes through its own range once, so that the mean derivatives of two rising ones agree whatever they do
-    between: their ranks tell where most derivatives lie, near 0 in a series that rises in few leaps. Where noise alone
-    makes the range, it hides in it.
+    between: their ranks tell where most derivatives lie, near 0 in a series that rises in few leaps. A series whose
+    range is all noise is divided by that noise, and so is its roughness.
 
     What is compared is two series, as they would go on: n is derivatives, not seeds. That one architecture learns more
     smoothly than another is a claim about seeds: give the log variance ratios of several pairs to

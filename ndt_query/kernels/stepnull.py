@@ -10,25 +10,28 @@ that bends, and a null with less of a bend has less for a step to gain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.changepoints import Design, Fit, Keep, scan
-from ndt_query.kernels.noise import tail_weight
+from ndt_query.kernels.changepoints import Design, Fit
 
-__all__ = ["p_value", "simulated"]
+__all__ = ["p_value", "simulated", "spacing"]
 
 F64 = NDArray[np.float64]
 
 _BATCH: Final = 64
+_ON_GRID: Final = 1e-6
+_LEAST_LEVELS: Final = 4
 _REACHED: Final = 10
 """Sampling ends when as many series reached the gain: Besag and Clifford 1991, "Sequential Monte Carlo p-values"."""
 
 
-def simulated(model: Design, fitted: Fit, mean: F64, tails: float, rng: np.random.Generator, n_series: int) -> F64:
+def simulated(
+    model: Design, fitted: Fit, mean: F64, tails: float, spacing: float, rng: np.random.Generator, n_series: int
+) -> F64:
     """Return series (measurement, series) about `mean`, with a fit's noise and its doubts about curve and scale.
 
     Parameters
@@ -39,6 +42,9 @@ def simulated(model: Design, fitted: Fit, mean: F64, tails: float, rng: np.rando
         What noise is added to.
     tails : float
         Degrees of freedom of the innovations' distribution, see `tail_weight`.
+    spacing : float
+        The least difference of two values, 0 for continuous ones. Series are rounded to it, and what rounding adds to
+        the noise is not added twice.
     rng, n_series : Generator, int
         Source and number of the draws.
     """
@@ -55,54 +61,44 @@ def simulated(model: Design, fitted: Fit, mean: F64, tails: float, rng: np.rando
     innovations = np.empty((n, n_series))
     np.put_along_axis(innovations, order, np.sort(values, axis=0), axis=0)
     wiggle = fitted.wiggle @ rng.standard_normal((fitted.wiggle.shape[1], n_series))
-    noise = fitted.root @ innovations * (np.sqrt(fitted.variance) * model.scale)[:, None]
+    deviation = np.sqrt(max(0.0, fitted.variance - spacing**2 / 12))
+    noise = fitted.root @ innovations * (deviation * model.scale)[:, None]
     if model.doubt.shape[1]:
         noise *= np.exp(model.doubt @ rng.standard_normal((model.doubt.shape[1], n_series)))
-    return np.asarray(mean[:, None] + wiggle + noise)
+    series = np.asarray(mean[:, None] + wiggle + noise)
+    return spacing * np.round(series / spacing) if spacing else series
 
 
-def p_value(
-    model: Design,
-    fitted: Fit,
-    mean: F64,
-    columns: F64,
-    allowed: NDArray[np.bool_],
-    gain: float,
-    rounding: float,
-    keep: Keep,
-    n_null: int,
-    rng: np.random.Generator,
-) -> tuple[float, F64]:
-    """Return the share of series without a step whose best step gains `gain`, and the best gains.
+def spacing(values: F64) -> float:
+    """Return the spacing of a grid on which all values lie, 0 where a grid is not to be seen.
+
+    Values that are mostly different need none, and of two or three levels nobody can say that they are a grid's.
+    """
+    distinct = np.unique(values)
+    if not _LEAST_LEVELS <= len(distinct) <= len(values) / 2:
+        return 0.0
+    gap = float(np.diff(distinct).min())
+    along = (distinct - distinct[0]) / gap
+    return gap if np.abs(along - np.round(along)).max() < _ON_GRID else 0.0
+
+
+def p_value(gain: float, best_gains: Callable[[int], F64], n_null: int) -> tuple[float, F64]:
+    """Return the share of series without a step whose best step gains `gain`, and those gains.
 
     Parameters
     ----------
-    model, columns, allowed, rounding, keep
-        As the gain was found with, see `scan`.
-    fitted : Fit
-        Its noise is simulated.
-    mean : ndarray (measurement,)
-        What noise is added to: the series without the step.
     gain : float
         What the step gains.
+    best_gains : callable
+        Simulates that many series and returns their best gains.
     n_null : int
         The most series to simulate. With b that reach the gain p is ``(b + 1) / (n_null + 1)``; where ten do before, it
         is ten over the number up to there.
-    rng : Generator
-        Of the simulation.
     """
-    gains: list[F64] = []
-    n_made = 0
-    tails = tail_weight(fitted.innovations)
-    for size in _batches(n_null):
-        series = simulated(model, fitted, mean, tails, rng, size)
-        gains.append(scan(model, series, columns, allowed, rounding, keep=keep).gain.max(axis=0))
-        n_made += size
-        reached = np.flatnonzero(np.concatenate(gains) >= gain)
+    gains = np.empty(0)
+    while len(gains) < n_null:
+        gains = np.concatenate([gains, best_gains(min(_BATCH, n_null - len(gains)))])
+        reached = np.flatnonzero(gains >= gain)
         if len(reached) >= _REACHED:
-            return _REACHED / float(reached[_REACHED - 1] + 1), np.concatenate(gains)
-    return (len(reached) + 1) / (n_made + 1), np.concatenate(gains)
-
-
-def _batches(n: int) -> Iterator[int]:
-    yield from (min(_BATCH, n - done) for done in range(0, n, _BATCH))
+            return _REACHED / float(reached[_REACHED - 1] + 1), gains
+    return (np.count_nonzero(gains >= gain) + 1) / (n_null + 1), gains

@@ -29,8 +29,8 @@ from ndt_query.kernels.changepoints import (
     scan,
     steps,
 )
-from ndt_query.kernels.noise import scale_over_training
-from ndt_query.kernels.stepnull import p_value
+from ndt_query.kernels.noise import scale_over_training, tail_weight
+from ndt_query.kernels.stepnull import p_value, simulated, spacing
 
 __all__ = ["APART", "Level", "Search", "Step"]
 
@@ -132,6 +132,8 @@ class Search:
     def __init__(self, values: F64, alpha: float, n_null: int, seed: int) -> None:
         self._middle, self._range = float(values.mean()), float(np.ptp(values))
         self._values = (values - self._middle) / self._range
+        self._spacing = spacing(self._values)
+        self._rounding = max(_ROUNDING, self._spacing**2 / 12)
         self._n = len(values)
         self._n_null, self._seed = n_null, seed
         self._own: list[F64] = []  # columns of the curve's own: slopes, spikes, bends
@@ -185,10 +187,11 @@ class Search:
         return free
 
     def _scan(self, at: list[int]) -> Scan:
-        return scan(self._model, self._values[:, None], self._columns(at), self._allowed(at), _ROUNDING, locate=True)
+        series, columns = self._values[:, None], self._columns(at)
+        return scan(self._model, series, columns, self._allowed(at), self._rounding, locate=True)
 
     def _fit(self, at: list[int], point: int) -> Fit:
-        return fit(self._model, self._values, self._columns(at), point, _ROUNDING)
+        return fit(self._model, self._values, self._columns(at), point, self._rounding)
 
     def _greedy(self) -> list[int]:
         """Take in steps, and shapes of the curve's own, while they are worth it."""
@@ -210,7 +213,7 @@ class Search:
         """Return the slope, spike or bend that explains a step clearly better, if there is one."""
         sudden, smooth = _sudden(self._n, place), _smooth(self._n, place)
         shapes = np.concatenate([sudden, smooth], axis=1)
-        gains = gains_of(self._model, self._values, self._columns(at), shapes, _ROUNDING, keep)
+        gains = gains_of(self._model, self._values, self._columns(at), shapes, self._rounding, keep)
         as_jump, otherwise = gains[: sudden.shape[1]].max(), gains[sudden.shape[1] :]
         return smooth[:, otherwise.argmax()] if otherwise.max() > as_jump + _CLEARLY else None
 
@@ -257,10 +260,15 @@ class Search:
         place, point, keep = int(gains.argmax()), int(found.without[0]), _near(found)
         # What is left is innovations once the step is taken out, or the step would give the null its own heavy tail.
         left, bent = self._fit([*others, place], point), self._fit(others, self._model.rougher(point))
-        p, null = p_value(
-            self._model, left, bent.curve + columns @ bent.coefficients, columns, allowed, float(gains[place]),
-            _ROUNDING, keep, self._n_null, np.random.default_rng(self._seed),
-        )  # fmt: skip
+        mean, tails = bent.curve + columns @ bent.coefficients, tail_weight(left.innovations)
+        rng = np.random.default_rng(self._seed)
+
+        def best_gains(n_series: int) -> F64:
+            series = simulated(self._model, left, mean, tails, self._spacing, rng, n_series)
+            found = scan(self._model, series, columns, allowed, self._rounding, keep=keep)
+            return np.asarray(found.gain.max(axis=0))
+
+        p, null = p_value(float(gains[place]), best_gains, self._n_null)
         likelihood = np.exp((gains - gains[place]) / 2) * allowed
         order = np.argsort(-likelihood, kind="stable")
         enough = int(np.searchsorted(np.cumsum(likelihood[order]), _SHARE * likelihood.sum())) + 1

@@ -1,5 +1,6 @@
 from .activations import dead_units, top_examples
 from .curves import growth, smoothness
+from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
 from .style import save
 from .trajectories import jump_nulls, trajectories
@@ -8,6 +9,7 @@ __all__ = [
     "dead_units",
     "dimensionality",
     "growth",
+    "interventions",
     "jump_nulls",
     "performance",
     "save",

@@ -181,6 +181,7 @@ def test_fit_growth__repeats_with_its_seed(rng):
         (np.arange(9.0), {"alpha": 5}, "level"),
         (np.arange(9.0), {"n_null": 0}, "n_null"),
         (xr.DataArray(np.zeros((9, 2)), dims=("epoch", "layer")), {}, "step or checkpoint"),
+        (xr.DataArray(np.zeros((9, 0)), dims=("step", "layer")), {}, "holds no value"),
     ],
 )
 def test_fit_growth__refuses_what_it_cannot_use(series, options, message):

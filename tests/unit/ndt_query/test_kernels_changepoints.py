@@ -13,7 +13,7 @@ import scipy.stats
 from ndt_query.kernels import changepoints
 from ndt_query.kernels.changepoints import EDGE, design, fit, gains_of, scaled_design, scan, steps
 from ndt_query.kernels.noise import NOISES
-from ndt_query.kernels.stepnull import p_value, simulated
+from ndt_query.kernels.stepnull import p_value, simulated, spacing
 from ndt_query.kernels.trend import N_FREE, spline
 
 n = 40
@@ -158,29 +158,46 @@ def test_simulated__has_the_noise_of_the_fit(rho):
     point = [one.rho for one in NOISES].index(rho) * len(changepoints._FREEDOM)
     fitted = fit(design(m), values, np.zeros((m, 0)), point, 0.0)
     still = np.zeros((m, fitted.wiggle.shape[1]))
-    series = simulated(design(m), replace(fitted, wiggle=still), np.zeros(m), np.inf, rng, 300)
+    series = simulated(design(m), replace(fitted, wiggle=still), np.zeros(m), np.inf, 0.0, rng, 300)
     assert series.var() == pytest.approx(fitted.variance, rel=0.1)
     assert (series[1:] * series[:-1]).mean() / series.var() == pytest.approx(rho, abs=0.06)
-    heavy = simulated(design(m), replace(fitted, wiggle=still), np.zeros(m), 3.0, rng, 300)
+    heavy = simulated(design(m), replace(fitted, wiggle=still), np.zeros(m), 3.0, 0.0, rng, 300)
     if rho == 0:
         assert scipy.stats.kurtosis(heavy.ravel()) > 3
         assert abs(scipy.stats.kurtosis(series.ravel())) < 0.2
 
 
+def test_simulated__lies_on_the_grid_of_the_series_with_no_more_noise():
+    m = 400
+    rng = np.random.default_rng(5)
+    values = np.round(0.7 * rng.standard_normal(m))
+    assert spacing(values) == 1
+    fitted = fit(design(m), values, np.zeros((m, 0)), 2 * len(changepoints._FREEDOM), 0.0)
+    still = replace(fitted, wiggle=np.zeros((m, fitted.wiggle.shape[1])))
+    series = simulated(design(m), still, np.zeros(m), np.inf, 1.0, rng, 200)
+    assert set(np.unique(series)) <= set(range(-9, 10))
+    assert series.var() == pytest.approx(values.var(), rel=0.15)
+
+
+def test_spacing__is_that_of_counts_and_none_of_continuous_values(rng):
+    assert spacing(0.25 + 0.5 * rng.integers(0, 9, 100)) == 0.5
+    assert spacing(rng.standard_normal(100)) == 0
+    assert spacing(np.repeat(rng.standard_normal(5), 20)) == 0
+    assert spacing(rng.integers(0, 1_000_000, 100)) == 0
+    assert spacing(1.0 * (np.arange(100) >= 40)) == 0
+
+
 def test_p_value__counts_the_series_that_reach_the_gain_and_stops_at_ten(rng):
-    values = rng.standard_normal(n)
-    found = scan(design(n), values[:, None], NONE, ALL, 1e-8, locate=True)
-    fitted = fit(design(n), values, NONE, int(found.without[0]), 1e-8)
-    keep = frozenset(np.flatnonzero(found.near[:, 0] < 24).tolist())
+    gains = rng.standard_normal(1000)
 
     def tested(gain, n_null=199):
-        return p_value(design(n), fitted, fitted.curve, NONE, ALL, gain, 1e-8, keep, n_null, np.random.default_rng(0))
+        made = iter(range(0, 1000, 64))
+        return p_value(gain, lambda size: gains[(start := next(made)) : start + size], n_null)
 
     p, null = tested(np.inf)
-    assert (p, len(null)) == (1 / 200, 199)
-    p, again = tested(np.sort(null)[-5])
-    np.testing.assert_array_equal(again, null)
-    assert p == 6 / 200
-    p, few = tested(np.median(null))
+    assert p == 1 / 200
+    np.testing.assert_array_equal(null, gains[:199])
+    assert tested(np.sort(gains[:199])[-5])[0] == 6 / 200
+    p, few = tested(np.median(gains))
     assert len(few) == 64
-    assert p == 10 / (np.flatnonzero(few >= np.median(null))[9] + 1)
+    assert p == 10 / (np.flatnonzero(few >= np.median(gains))[9] + 1)
