@@ -1,5 +1,6 @@
 from . import plot
 from .activity import neuron_importance, unit_moments
+from .attribution import cam_difference, class_cams, correct_examples, grad_cam
 from .filters import examples_above
 from .firing import dead_units, newly_active_units
 from .geometry import dimensionality
@@ -38,9 +39,12 @@ __all__ = [
     "block_length",
     "block_resamples",
     "bootstrap_ci",
+    "cam_difference",
     "characterise_jumps",
+    "class_cams",
     "class_means",
     "clopper_pearson",
+    "correct_examples",
     "dead_units",
     "detect_jumps",
     "dimensionality",
@@ -48,6 +52,7 @@ __all__ = [
     "examples_above",
     "fdr",
     "fit_growth",
+    "grad_cam",
     "intervention_effects",
     "jackknife",
     "jump_schedule",
