@@ -3,6 +3,7 @@ from .activity import neuron_importance, unit_moments
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
 from .filters import examples_above
 from .firing import dead_units, newly_active_units
+from .gallery import cam_gallery
 from .geometry import dimensionality
 from .growth import fit_growth
 from .inference import (
@@ -40,6 +41,7 @@ __all__ = [
     "block_resamples",
     "bootstrap_ci",
     "cam_difference",
+    "cam_gallery",
     "characterise_jumps",
     "class_cams",
     "class_means",

@@ -1,4 +1,4 @@
-"""Grad-CAM from stored activations and gradients: where in the input a layer carries the class, and how that changed."""
+"""Grad-CAM from stored activations and gradients: where a layer speaks for the class, and how that changed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ STRIPE_NBYTES: Final = 8 << 20
 """Size of the float64 temporaries of a map."""
 
 
+# A Dataset is a mapping of names to arrays too; the first match is the one that holds.
 @overload
-def grad_cam(data: xr.Dataset, *, signed: bool = False, memory: int | str | None = None) -> xr.DataArray: ...
+def grad_cam(  # type: ignore[overload-overlap]
+    data: xr.Dataset, *, signed: bool = False, memory: int | str | None = None
+) -> xr.DataArray: ...
 @overload
 def grad_cam(data: Whole, *, signed: bool = False, memory: int | str | None = None) -> xr.DataTree: ...
 def grad_cam(
@@ -101,8 +104,8 @@ def cam_difference(cam: xr.DataArray, before: int, after: int, *, scale: str = "
     Returns
     -------
     Dataset
-        ``before``, ``after`` and ``difference`` = after - before (example, y, x), lazy where the maps are, and ``limit``
-        (example,), the largest magnitude of either map, which is one colour scale for all three.
+        ``before``, ``after`` and ``difference`` = after - before (example, y, x), lazy where the maps are; ``limit``
+        (example,), the largest magnitude of either map, which makes one colour scale for all three.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def cam_difference(cam: xr.DataArray, before: int, after: int, *, scale: str = "
         raise InvalidInputError(f"before and after are both {before}: give two checkpoints.")
     first, second = (cam.sel({CHECKPOINT: step}, drop=True) for step in (before, after))
     places = [dim for dim in first.dims if dim != EXAMPLE]
-    limit = np.maximum(abs(first).max(places), abs(second).max(places))
+    limit = xr.apply_ufunc(np.maximum, abs(first).max(places), abs(second).max(places), dask="allowed")
     if scale == "joint":
         divisor = limit.where(limit > 0, 1.0)
         first, second = first / divisor, second / divisor
@@ -160,6 +163,8 @@ def class_cams(cam: xr.DataArray, labels: LabelsLike | None = None) -> xr.Datase
     found = xr.Dataset({"mean": means, "standard_error": xr.concat(errors, dim=names)})
     found = found.transpose(*[dim for dim in (CHECKPOINT, CLASS) if dim in found.dims], ...)
     found["n_examples"] = (CLASS, counts)
+    source = labels if isinstance(labels, xr.DataArray) else cam.coords.get("label", xr.DataArray())
+    found[CLASS].attrs = {name: one for name, one in source.attrs.items() if name == "class_names"}
     found.attrs = {**cam.attrs, "what": "mean map of each class"}
     return found
 
@@ -242,7 +247,7 @@ def _of_layer(layer: xr.Dataset, signed: bool, memory: int | str | None) -> xr.D
         chunks = dict(zip(acts.dims, acts.chunks, strict=True))
         both = [one.chunk({**chunks, **dict.fromkeys(inner, -1)}) for one in both]
         _require_budget(both[0], memory)
-    cam = xr.apply_ufunc(
+    cam: xr.DataArray = xr.apply_ufunc(
         _weighted,
         *both,
         kwargs={"signed": signed},

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 from dask.base import compute
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ndt_query.firing import dead_units
@@ -24,16 +18,16 @@ from ndt_query.geometry import dimensionality
 from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import class_name
 from ndt_query.layers import Whole, each_layer, root_dataset
+from ndt_query.pages import figure_source, render, write_page
 from ndt_query.performance import NEEDED, performance
 from ndt_query.plot import activations as unit_figures
 from ndt_query.plot import measures as measure_figures
-from ndt_query.plot.style import styled
 from ndt_query.ranking import top_examples
 from ndt_query.report_training import trained
 from ndt_query.selectivity import selectivity_index
 from ndt_query.summary import DIMENSIONS, summary
 from ndt_store.dims import CHECKPOINT, LAYER, UNIT
-from ndt_store.errors import NotFoundError, StorageError
+from ndt_store.errors import NotFoundError
 
 __all__ = ["report"]
 
@@ -46,9 +40,6 @@ LEAST_RATE: Final = 0.01
 
 POSITIONS: Final = "mean"
 MAX_TEXT: Final = 300
-CSS_PIXELS: Final = 110
-"""Of a figure's inch on the page."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -102,38 +93,22 @@ def report(
     figures = _figures(store, findings, memory)
     training = trained(store)
     n = int(next(iter(findings.dead.values())).attrs["n_examples"])
-    environment = Environment(
-        loader=PackageLoader("ndt_query", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    style = environment.get_template("report.css").render()
-    page = environment.get_template("report.html.j2").render(
-        title=_title(store),
-        style=style,
-        style_digest=base64.b64encode(sha256(style.encode()).digest()).decode(),
+    page = render(
+        "report.html.j2",
+        _title(store),
         facts=_facts(store, findings),
         provenance=_flat(getattr(store, "provenance", {})),
         table=_table(findings.summary),
         figures=figures,
         training=training,
-        training_figures=[_image(kind, figure) for kind, figure in training.figures],
+        training_figures=[figure_source(kind, figure) for kind, figure in training.figures],
         n=n,
         rate_bound=f"{float(clopper_pearson(0, n, side='upper')[1]):.2%}",
         n_permutations=N_PERMUTATIONS,
         least_rate=f"{LEAST_RATE:.0%}",
         has_labels=bool(findings.selectivity),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        software=f"ndt-activations {version('ndt-activations')}",
     )
-    target = Path(out_dir) / PAGE
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise StorageError(
-            f"The report cannot be written to {target}: {error.strerror}; give another folder."
-        ) from error
-    return target
+    return write_page(page, Path(out_dir) / PAGE, "The report")
 
 
 def _findings(store: Whole, progress: Progress | None, memory: int | str | None) -> Findings:
@@ -165,16 +140,16 @@ def _figures(store: Whole, findings: Findings, memory: int | str | None) -> list
     figures = []
     root = root_dataset(store)
     if all(name in root.variables for name in NEEDED):
-        figures.append(_image("performance", measure_figures.performance(performance(root))))
+        figures.append(figure_source("performance", measure_figures.performance(performance(root))))
     figures += [
-        _image("dimension", measure_figures.dimensionality(findings.dimension)),
-        _image("dead", unit_figures.dead_units(findings.dead)),
+        figure_source("dimension", measure_figures.dimensionality(findings.dimension)),
+        figure_source("dead", unit_figures.dead_units(findings.dead)),
     ]
     if findings.selectivity:
-        figures.append(_image("selectivity", measure_figures.selectivity(findings.selectivity)))
+        figures.append(figure_source("selectivity", measure_figures.selectivity(findings.selectivity)))
         pictured = _pictured(store, findings, memory)
         if pictured is not None:
-            figures.append(_image("examples", pictured))
+            figures.append(figure_source("examples", pictured))
     return figures
 
 
@@ -202,16 +177,6 @@ def _pictured(store: Whole, findings: Findings, memory: int | str | None) -> Fig
         results.append(top_examples(acts, N_RANKS, memory=memory).isel({UNIT: 0}).compute())
         titles.append(f"{layer[-20:]}, unit {acts[UNIT].values[0]}\n{name[:20]}\nAUROC {score:.3f}")
     return unit_figures.top_examples(results, root["input"], titles=titles, labels=root.get("label"))
-
-
-@styled
-def _image(kind: str, figure: Figure) -> dict[str, str]:
-    buffer = io.BytesIO()
-    # As an image of its own: identifiers inside one SVG cannot meet those of another on the same page.
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    width = round(float(figure.get_size_inches()[0]) * CSS_PIXELS)
-    source = base64.b64encode(buffer.getvalue()).decode()
-    return {"kind": kind, "width": str(width), "source": f"data:image/svg+xml;base64,{source}"}
 
 
 def _title(store: Whole) -> str:

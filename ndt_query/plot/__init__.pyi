@@ -1,4 +1,5 @@
 from .activations import dead_units, top_examples
+from .cams import cams, class_cams
 from .curves import growth, smoothness
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
@@ -6,6 +7,8 @@ from .style import save
 from .trajectories import jump_nulls, trajectories
 
 __all__ = [
+    "cams",
+    "class_cams",
     "dead_units",
     "dimensionality",
     "growth",

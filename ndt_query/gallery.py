@@ -1,0 +1,232 @@
+"""Many Grad-CAM comparisons at once: pages to look through, and the maps behind them as one labelled Zarr tree."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ndt_query.attribution import cam_difference, class_cams, correct_examples, grad_cam
+from ndt_query.inputs import class_name, require_count, require_steps
+from ndt_query.layers import described, root_dataset
+from ndt_query.pages import picture_source, render, write_page
+from ndt_query.tiles import Tiles, as_tiles, scale_picture
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, GRADIENTS, X, Y
+from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
+from ndt_store.reader import Store
+
+__all__ = ["ARRAYS", "cam_gallery", "spread_pairs"]
+
+ARRAYS: Final = "cams.zarr"
+N_PAIRS: Final = 5
+
+Pair = tuple[int, int]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """One pair of checkpoints and one layer."""
+
+    pair: Pair
+    layer: str
+    name: str
+    n: int
+
+
+def spread_pairs(checkpoints: Sequence[int], n: int = N_PAIRS) -> tuple[Pair, ...]:
+    """Return at most `n` pairs of checkpoints, each beginning where the last one ends, that span all of training.
+
+    Examples
+    --------
+    >>> spread_pairs([0, 10, 30, 80, 160, 300], 3)
+    ((0, 30), (30, 80), (80, 300))
+    """
+    places = np.unique(np.linspace(0, len(checkpoints) - 1, n + 1).round().astype(int))
+    return tuple((int(checkpoints[a]), int(checkpoints[b])) for a, b in pairwise(places))
+
+
+def cam_gallery(
+    store: Store,
+    out_dir: str | Path,
+    *,
+    pairs: Sequence[Pair] | None = None,
+    layers: str | Sequence[str] = "*",
+    n_per_class: int = 10,
+    signed: bool = False,
+    progress: Progress | None = None,
+    memory: int | str | None = None,
+) -> Path:
+    """Compare Grad-CAM before and after, for pairs of checkpoints, layers and examples of each class.
+
+    Parameters
+    ----------
+    store : Store
+        With activations and gradients of conv layers, predictions and labels.
+    out_dir : str or Path
+        Folder of the pages, made where missing; an older gallery in it is replaced.
+    pairs : sequence of (before, after), optional
+        Training steps; by default five pairs that span training.
+    layers : str or sequence of str
+        Names or globs; those without gradients and positions y and x are passed over.
+    n_per_class : int
+        Examples of each class, the first that the network has right at ``after``.
+    signed : bool
+        See `grad_cam`.
+    progress : callable, optional
+        Called as ``progress(done, total)`` after each page.
+    memory : int or str, optional
+        Budget of each query, see `ndt_query.budget`.
+
+    Returns
+    -------
+    Path
+        ``index.html``, with a page for each pair and layer in ``pages/``; and ``cams.zarr`` beside it, a tree with a
+        group ``BEFORE-AFTER/LAYER`` for each page: ``before``, ``after``, ``difference`` and ``limit`` of
+        `cam_difference`, with the labels of the examples. ``xarray.open_datatree`` reads it.
+
+    Raises
+    ------
+    NotFoundError
+        There are no predictions, no such checkpoint, no such layer, or no example that is right at ``after``.
+    InvalidInputError
+        A pair is none, or there is one checkpoint only.
+    StorageError
+        The folder cannot be written.
+
+    Notes
+    -----
+    Reads the chosen examples at two checkpoints for each page. Pages load nothing from anywhere and run nothing.
+    """
+    steps = [int(step) for step in store.checkpoints]
+    require_count("n_per_class", n_per_class, 1)
+    chosen_pairs = _pairs(store, steps, pairs)
+    names = _layers(store, layers)
+    root, out = root_dataset(store), Path(out_dir)
+    inputs = as_tiles(root["input"]) if "input" in root else None
+    made: list[_Page] = []
+    nodes: dict[str, xr.Dataset] = {}
+    total = len(chosen_pairs) * len(names)
+    for pair in chosen_pairs:
+        chosen = correct_examples(root, [pair[1]], n_per_class=n_per_class)
+        if not chosen.size:
+            raise NotFoundError(f"The network has no example right at checkpoint {pair[1]}: choose a later pair.")
+        for layer in names:
+            picked = store[layer].sel({CHECKPOINT: list(pair), EXAMPLE: chosen[EXAMPLE].values})
+            cam = grad_cam(picked[[ACTIVATIONS, GRADIENTS]], signed=signed, memory=memory)
+            found = cam_difference(cam, *pair).compute().assign_coords(label=chosen.variable)
+            nodes[f"{pair[0]}-{pair[1]}/{layer}"] = found
+            page = _Page(pair, layer, f"{len(made) + 1:03d}.html", found.sizes[EXAMPLE])
+            made.append(page)
+            write_page(_rendered(page, found, inputs, chosen), out / "pages" / page.name, "The gallery")
+            if progress is not None:
+                progress(len(made), total)
+    _write_arrays(nodes, out / ARRAYS)
+    index = render(
+        "cams_index.html.j2",
+        "Grad-CAM before and after",
+        store=str(store.path),
+        pairs=chosen_pairs,
+        layers=names,
+        pages={(page.pair, page.layer): page for page in made},
+        n=sum(page.n for page in made),
+        arrays=ARRAYS,
+    )
+    kept = {page.name for page in made}
+    for older in (out / "pages").glob("[0-9][0-9][0-9].html"):
+        if older.name not in kept:
+            older.unlink()
+    return write_page(index, out / "index.html", "The gallery")
+
+
+def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None) -> tuple[Pair, ...]:
+    if len(steps) < 2:
+        raise InvalidInputError(f"{store.path} has {len(steps)} committed checkpoints: a comparison needs two.")
+    if pairs is None:
+        return spread_pairs(steps)
+    for pair in pairs:
+        if len(pair) != 2 or pair[0] == pair[1]:
+            raise InvalidInputError(f"{pair!r} is no pair of checkpoints: give two different steps, before and after.")
+        require_steps(store.root["prediction"] if "prediction" in store.root else store.root["loss"], pair)
+    if not pairs:
+        raise InvalidInputError("pairs is empty: give at least one (before, after), or leave it out.")
+    return tuple((int(before), int(after)) for before, after in pairs)
+
+
+def _layers(store: Store, patterns: str | Sequence[str]) -> list[str]:
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    able = [
+        name
+        for name in store.layers
+        if {ACTIVATIONS, GRADIENTS} <= set(store[name].data_vars) and {Y, X} <= set(store[name].dims)
+    ]
+    found = [name for name in able if any(name == one or fnmatch.fnmatchcase(name, one) for one in wanted)]
+    if not found:
+        held = ", ".join(able) or "none"
+        raise NotFoundError(
+            f"No layer like {', '.join(wanted)} has activations, gradients and positions y and x: those that have are "
+            f"{held}."
+        )
+    return found
+
+
+def _rendered(page: _Page, found: xr.Dataset, inputs: Tiles | None, chosen: xr.DataArray) -> str:
+    means = class_cams(found["difference"]) if len(np.unique(chosen)) > 1 else None
+    labels = np.asarray(chosen.values)
+    limit = float(found["limit"].max())
+    sections = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        sections.append(
+            {
+                "name": class_name(chosen, label),
+                "mean": _mean_picture(means, label),
+                "comparisons": [_comparison(found.isel({EXAMPLE: row}), inputs) for row in rows],
+            }
+        )
+    return render(
+        "cams_page.html.j2",
+        f"{page.layer}, step {page.pair[0]} to {page.pair[1]}",
+        sections=sections,
+        legend=scale_picture(),
+        has_inputs=inputs is not None,
+        largest=f"{limit:.3g}",
+    )
+
+
+def _comparison(one: xr.Dataset, inputs: Tiles | None) -> dict[str, str]:
+    limit = float(one["limit"])
+    maps = [
+        Tiles.of_map(one["before"].values, limit),
+        Tiles.of_map(one["after"].values, limit),
+        Tiles.of_difference(one["difference"].values, limit),
+    ]
+    example = int(one[EXAMPLE])
+    tiles: list[NDArray[np.uint8]] = [*([inputs.of(example)] if inputs is not None else []), *maps]
+    return {"source": picture_source(Tiles.stacked(tiles)), "example": str(example), "limit": f"{limit:.3g}"}
+
+
+def _mean_picture(means: xr.Dataset | None, label: Any) -> dict[str, str] | None:
+    if means is None:
+        return None
+    values = means["mean"].sel({CLASS: label}).values
+    limit = float(np.abs(values).max())
+    return {"source": picture_source(Tiles.of_difference(values, limit)), "limit": f"{limit:.3g}"}
+
+
+def _write_arrays(nodes: dict[str, xr.Dataset], target: Path) -> None:
+    tree = xr.DataTree.from_dict({name: one.drop_vars("split", errors="ignore") for name, one in nodes.items()})
+    some = next(iter(nodes.values()))
+    tree.attrs = described({}, some["before"], "Grad-CAM before and after", {}, squeeze=False).attrs
+    try:
+        # Values are in memory: no region is written twice, and nothing of dask is in it.
+        tree.to_zarr(target, mode="w", zarr_format=3, consolidated=False)
+    except OSError as error:
+        raise StorageError(f"The maps cannot be written to {target}: {error.strerror}; give another folder.") from error
