@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from ndt_query.plot.style import styled
 from ndt_store.errors import StorageError
@@ -71,8 +72,6 @@ def figure_source(kind: str, figure: Figure) -> dict[str, str]:
 
 def picture_source(pixels: NDArray[np.uint8]) -> str:
     """Return pixels (row, column, 3) as the source of an image."""
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
