@@ -31,6 +31,7 @@ from .report import report
 from .selectivity import class_means, selectivity_index
 from .smoothness import smoothness
 from .summary import summary
+from .waking import schedule_pairs, waking_units
 
 __all__ = [
     "Interval",
@@ -66,9 +67,11 @@ __all__ = [
     "permutation_null",
     "plot",
     "report",
+    "schedule_pairs",
     "selectivity_index",
     "smoothness",
     "summary",
     "top_examples",
     "unit_moments",
+    "waking_units",
 ]
