@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import rich_click as click
 
 from capture.cli import data_dir_option, device_option, load, recipe_argument, store_option
 from ndt_store.cliparts import format_option, in_turn, tell
-from ndt_store.errors import AlreadyExistsError, InvalidInputError, NotFoundError
+from ndt_store.errors import AlreadyExistsError, InvalidInputError
 from ndt_store.progress import progress_bar
-from ndt_store.reader import Store, open_store, open_training
+from ndt_store.reader import Store, open_store
 from ndt_store.resume import check_fields
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from capture.intervention_plan import InterventionPlan
     from capture.moments import Moment
     from capture.recipe import Recipe
@@ -88,6 +89,8 @@ def intervene(
     """
     from capture.intervention_plan import plan_interventions
     from capture.interventions import run_plan
+    from capture.moments import ROLES
+    from capture.tracked_moments import tracked_moments
     from ndt_store.experiments import write_experiment
 
     loaded, _, path = load(recipe, None, None, store)
@@ -96,10 +99,14 @@ def intervene(
     if moments_file is not None or jumps or controls:
         moments = _given(moments_file, jumps, controls, seeds)
     else:
-        moments = _scheduled(loaded, path, seeds, n_steps)
+        with progress_bar("finding jumps") as advance:
+            moments = tracked_moments(loaded, path, seeds, n_steps, tell, advance)
     plan = plan_interventions(loaded, moments=moments, seeds=seeds, n_steps=n_steps, noise=noise, every=every)
     if not replace:
         _require_room(opened, plan)
+    for seed, some in plan.moments.items():
+        by_role = {role: ", ".join(str(one.step) for one in some if one.role == role) or "none" for role in ROLES}
+        tell(f"seed {seed}: jumps at {by_role['jump']}; controls at {by_role['control']}.")
     tell(
         f"{plan.n_arms} arms: {len(seeds)} seeds undisturbed, and {sum(map(len, moments.values()))} moments frozen and "
         f"perturbed for {n_steps} updates; {plan.n_updates} updates in all."
@@ -125,49 +132,14 @@ def _given(
     return dict.fromkeys(seeds, moments)
 
 
-def _scheduled(recipe: Recipe, path: Path, seeds: tuple[int, ...], n_steps: int) -> dict[int, tuple[Moment, ...]]:
-    """Return the jumps and controls of each seed's tracked training."""
-    from capture.moments import scheduled_moments
-    from capture.schedules import load_schedule
-
-    schedule = load_schedule("jumps")
-    found = {}
-    with progress_bar("finding jumps") as advance:
-        for n, seed in enumerate(seeds, 1):
-            own = path if seed == recipe.seed else path.with_name(f"{path.stem}-seed{seed}{path.suffix}")
-            try:
-                training = open_training(own)
-            except NotFoundError as error:
-                raise NotFoundError(
-                    f"{own} holds no tracked training of seed {seed}: run `ndt train {recipe.name} --seed {seed}` with "
-                    "that store first, or name moments with --jump and --control."
-                ) from error
-            moments = scheduled_moments(schedule(training, seed=seed), training["step"].values)
-            last = recipe.training.steps - n_steps
-            found[seed] = tuple(moment for moment in moments if moment.step <= last)
-            if len(found[seed]) < len(moments):
-                tell(f"{own}: {len(moments) - len(found[seed])} moments are after step {last} and left out.")
-            advance(n, len(seeds))
-    if not any(found.values()):
-        raise NotFoundError(
-            f"No jump is found in the tracked training of seed {', '.join(map(str, seeds))}: there is nothing to "
-            "interfere at; name moments with --jump and --control to do so all the same."
-        )
-    return found
-
-
 def _require_recipe(store: Store, recipe: Recipe) -> None:
     """Check that a store comes from this recipe, where it says from which it comes."""
+    from capture.tracked_moments import deciding
+
     held = store.provenance.get("identity", {}).get("recipe")
     if held is None:
         return
-    check_fields(store.path, _of_training(held), _of_training(recipe.model_dump(mode="json")), "recipe")
-
-
-def _of_training(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides a training, of a recipe as JSON."""
-    training = {key: value for key, value in content["training"].items() if key not in ("checkpoints", "log_every")}
-    return {**{name: content[name] for name in ("seed", "model", "data")}, "training": training}
+    check_fields(store.path, deciding(held), deciding(recipe.model_dump(mode="json")), "recipe")
 
 
 def _require_room(store: Store, plan: InterventionPlan) -> None:
@@ -175,16 +147,20 @@ def _require_room(store: Store, plan: InterventionPlan) -> None:
     if EXPERIMENT not in store.experiments:
         return
     held = store.experiment(EXPERIMENT)
-    there = held["moment_step"].values >= 0
-    moments = {
-        int(seed): tuple((int(step), str(role)) for step, role in zip(steps[has], roles[has], strict=True))
-        for seed, steps, roles, has in zip(
-            held["seed"].values, held["moment_step"].values, held["role"].values, there, strict=True
-        )
-    }
-    planned = {seed: tuple((moment.step, moment.role) for moment in found) for seed, found in plan.moments.items()}
-    if moments != planned or any(held.attrs.get(name) != value for name, value in plan.settings.items()):
+    planned = {seed: tuple((moment.step, moment.role) for moment in some) for seed, some in plan.moments.items()}
+    if _moments_of(held) != planned or any(held.attrs.get(name) != value for name, value in plan.settings.items()):
         raise AlreadyExistsError(
             f"{store.path} holds interventions with other settings, seeds or moments already: give --replace to put "
-            "these in their place, or another store."
+            "these in their place, with another folder of --arms where settings changed; or another store."
         )
+
+
+def _moments_of(held: xr.Dataset) -> dict[int, tuple[tuple[int, str], ...]] | None:
+    """Return the moments of each seed; None where the results are not of interventions."""
+    if not {"seed", "moment_step", "role"} <= set(held.variables):
+        return None
+    columns = (held[name].values for name in ("seed", "moment_step", "role"))
+    return {
+        int(seed): tuple((int(step), str(role)) for step, role in zip(steps, roles, strict=True) if step >= 0)
+        for seed, steps, roles in zip(*columns, strict=True)
+    }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import numpy as np
 
 from capture._describe import described
 from capture.moments import Moment, Moments, checked_moments
@@ -79,6 +81,8 @@ class InterventionPlan:
             "every": self.every,
             "positions": self.tracking.positions,
             "n_validation": self.tracking.n_examples,
+            "validation_split": self.tracking.split,
+            "layers": list(self.layers),
         }
 
 
@@ -99,19 +103,41 @@ def plan_interventions(
     InvalidInputError
         Something is not possible; names it.
     """
+    if not isinstance(recipe, Recipe):
+        raise InvalidInputError(f"recipe is {described(recipe)}, expected a Recipe: load it with capture.load_recipe.")
     asked = recipe.tracking or TrackingRecipe()
     interval = asked.every if every is None else every
     for name, value in (("n_steps", n_steps), ("every", interval)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InvalidInputError(f"{name} is {described(value)}, expected a whole number of at least 1.")
     if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
         raise InvalidInputError(f"noise is {described(noise)}, expected a finite number of at least 0.")
-    chosen = tuple(seeds)
-    whole = all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in chosen)
-    if not chosen or not whole or len(set(chosen)) != len(chosen):
-        raise InvalidInputError(f"seeds is {chosen!r}, expected one or more different whole numbers from 0.")
-    found = checked_moments(moments, chosen, recipe.training.steps - n_steps)
+    chosen = _seeds(seeds)
+    last = recipe.training.steps - int(n_steps)
+    if last < 1:
+        raise InvalidInputError(
+            f"n_steps is {n_steps}, and the training has {recipe.training.steps} steps: expected fewer, so that at "
+            "least one update follows an intervention."
+        )
+    found = checked_moments(moments, chosen, last)
+    latest = max(moment.step for some in found.values() for moment in some)
+    # Measurements are compared from the first one on that is not before the state from which the arms begin.
+    if -(-(latest - 1) // interval) * interval + interval > recipe.training.steps:
+        raise InvalidInputError(
+            f"every is {interval}, which leaves fewer than two measurements from the latest moment, step {latest}, to "
+            f"the end, step {recipe.training.steps}: measure more often, or leave that moment out."
+        )
     globs = asked.layers or recipe.capture.layers if layers is None else layers
-    return InterventionPlan(
-        recipe, found, n_steps, float(noise), interval, (globs,) if isinstance(globs, str) else tuple(globs)
-    )
+    if isinstance(globs, str) or not isinstance(globs, Sequence):
+        globs = (globs,)
+    if not all(isinstance(one, str) for one in globs):
+        raise InvalidInputError(f"layers is {described(layers)}, expected globs over names of layers.")
+    return InterventionPlan(recipe, found, int(n_steps), float(noise), int(interval), tuple(globs))
+
+
+def _seeds(given: Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(given) if isinstance(given, Iterable) else ()
+    whole = all(isinstance(seed, int | np.integer) and not isinstance(seed, bool) and seed >= 0 for seed in chosen)
+    if not chosen or not whole or len(set(chosen)) != len(chosen):
+        raise InvalidInputError(f"seeds is {described(given)}, expected one or more different whole numbers from 0.")
+    return tuple(int(seed) for seed in chosen)

@@ -106,8 +106,9 @@ def run_interventions(
         Coordinates are ``seed``, ``arm``, ``layer``, ``step`` (multiples of `every`, and the last step), and over
         (seed, moment) ``moment_step``, ``role`` and ``jump``. ``moment`` counts the moments of a seed by step; where a
         seed has fewer than others, ``moment_step`` and ``jump`` are -1, ``role`` and ``weights_digest`` empty, and
-        numbers NaN. Values begin at the last step before the intervention, where all three arms still agree, and are
-        NaN before. A layer that does not vary has no dimension, NaN.
+        numbers NaN. Values begin at the first multiple of `every` that is not before the state from which the arms
+        begin, after ``moment_step - 1`` updates: where it is that state's, all three agree there. They are NaN before
+        it. A layer that does not vary has no dimension, NaN.
 
         `ndt_store.write_experiment` keeps it; ``ndt_query.intervention_effects`` says what it means.
 

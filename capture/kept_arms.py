@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from capture.checkpoints import replace_file
 from capture.moments import Moment
-from ndt_store.errors import IntegrityError, ResumeMismatchError
+from ndt_store.errors import IntegrityError, ResumeMismatchError, StorageError
 from ndt_store.resume import json_mapping
 
 __all__ = ["MEASURES", "Arm", "KeptArms"]
@@ -108,12 +108,16 @@ class KeptArms:
 
 def _read(path: Path, settings: Mapping[str, Any]) -> Arm:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read ({error}): mend what the system names, and run again.") from error
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         stored = json.loads(str(found.pop(_SETTINGS)))
         step, loss, accuracy, digest = (found.pop(name) for name in _FINAL)
         arm = Arm(step, found, float(loss), float(accuracy), str(digest))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise IntegrityError(
             f"{path} cannot be read as an arm of interventions ({error}); remove it and run the same command again.",
             str(path),
@@ -122,7 +126,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> Arm:
         if stored.get(name) != settings.get(name):
             raise ResumeMismatchError(
                 f"{path} holds an arm with {name} = {json.dumps(stored.get(name))}, and this study has "
-                f"{json.dumps(settings.get(name))}; repeat the first command, or choose another folder.",
+                f"{json.dumps(settings.get(name))}; repeat the first command, or choose another folder (--arms).",
                 name,
             )
     return arm

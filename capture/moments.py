@@ -76,6 +76,8 @@ def checked_moments(moments: Moments, seeds: Sequence[int], last: int) -> dict[i
 
 
 def _of_seed(moments: Iterable[MomentLike], last: int) -> tuple[Moment, ...]:
+    if not isinstance(moments, Iterable):
+        raise InvalidInputError(f"moments is {described(moments)}, expected (step, role) for each moment.")
     made = []
     for given in moments:
         if not isinstance(given, tuple) or len(given) not in (2, 3):
@@ -136,27 +138,45 @@ def read_moments(path: str | os.PathLike[str], seeds: Sequence[int]) -> dict[int
         It is no such table; names the line.
     """
     source = Path(path)
+    found: dict[int, list[Moment]] = {seed: [] for seed in seeds}
+    n_rows = 0
     try:
-        rows = list(csv.DictReader(source.read_text(encoding="utf-8").splitlines()))
+        with source.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            names = [name.strip() for name in next((row for row in reader if any(row)), [])]
+            if not {"step", "role"} <= set(names) <= set(_COLUMNS) or len(set(names)) != len(names):
+                raise InvalidInputError(
+                    f"{source} begins with {', '.join(names) or 'nothing'}: expected the columns step and role, each "
+                    "once, and maybe seed and jump."
+                )
+            for cells in reader:
+                if any(cells):
+                    n_rows += 1
+                    for seed, moment in _row(cells, names, f"{source}, line {reader.line_num}", seeds):
+                        if seed in found:
+                            found[seed].append(moment)
     except FileNotFoundError as error:
         raise NotFoundError(f"No moments at {source}, expected a CSV file; check the path.") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise StorageError(f"Moments cannot be read from {source} ({error}); expected a CSV file in UTF-8.") from error
-    found: dict[int, list[Moment]] = {seed: [] for seed in seeds}
-    for line, row in enumerate(rows, 2):
-        if not {"step", "role"} <= set(row) <= set(_COLUMNS):
-            named = ", ".join(str(name) for name in row)
-            raise InvalidInputError(
-                f"{source} has the columns {named}: expected step and role, and maybe seed and jump."
-            )
-        try:
-            moment = Moment(int(row["step"]), row["role"].strip(), int(row.get("jump") or -1))
-            wanted = [int(row["seed"])] if "seed" in row else list(seeds)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidInputError(
-                f"{source}, line {line}: {error}; expected whole numbers for step, seed and jump."
-            ) from error
-        for seed in wanted:
-            if seed in found:
-                found[seed].append(moment)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidInputError(f"{source} is no CSV file in UTF-8 ({error}).") from error
+    except OSError as error:
+        raise StorageError(f"Moments cannot be read from {source} ({error}).") from error
+    if not any(found.values()):
+        wanted = ", ".join(map(str, seeds))
+        raise InvalidInputError(f"{source} has {n_rows} rows, and none is of seed {wanted}: expected at least one.")
     return {seed: tuple(moments) for seed, moments in found.items()}
+
+
+def _row(cells: Sequence[str], names: Sequence[str], where: str, seeds: Sequence[int]) -> list[tuple[int, Moment]]:
+    if len(cells) != len(names):
+        raise InvalidInputError(f"{where} has {len(cells)} cells, expected {len(names)}: {', '.join(names)}.")
+    row = {name: cell.strip() for name, cell in zip(names, cells, strict=True)}
+    numbers = {name: row[name] for name in ("step", "seed", "jump") if row.get(name)}
+    wrong = next((name for name, text in numbers.items() if not text.isdecimal()), None)
+    wrong = wrong or next((name for name in ("step", "seed") if name in row and not row[name]), None)
+    if wrong is not None or row["role"] not in ROLES:
+        name = wrong or "role"
+        expected = "a whole number of at least 0" if wrong else " or ".join(ROLES)
+        raise InvalidInputError(f"{where}: {name} is {row[name]!r}, expected {expected}.")
+    moment = Moment(int(row["step"]), row["role"], int(row.get("jump") or -1))
+    return [(seed, moment) for seed in ([int(row["seed"])] if "seed" in row else seeds)]

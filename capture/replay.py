@@ -99,6 +99,7 @@ def train_keeping(
     if not isinstance(keep, str):
         chosen = recipe.with_checkpoints(keep)
         return Kept(train_recipe(chosen, save, store=store, kept_by=str(keep), **options), "the steps asked for")
+    schedule = None if keep == "all" else load_schedule(keep)
     if recipe.tracking is None or store is None:
         raise InvalidInputError(
             f"keep={keep!r} goes by what is tracked, and recipe {recipe.name!r} "
@@ -107,7 +108,7 @@ def train_keeping(
     if keep == "all":
         chosen = recipe.with_checkpoints({"every": recipe.tracking.every})
         return Kept(train_recipe(chosen, save, store=store, kept_by=keep, **options), "every tracked step")
-    schedule = load_schedule(keep)
+    assert schedule is not None
     last = recipe.training.steps
     first = train_recipe(recipe.with_checkpoints([last]), Path(save) / FIRST_FOLDER, store=store, **options)
     tracked = open_training(store)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Final, Literal
+from itertools import product
+from typing import Any, Final, Literal
 
 import numpy as np
 import xarray as xr
@@ -13,30 +14,30 @@ from numpy.typing import NDArray
 from ndt_query.inference import bootstrap_ci, paired_permutation_test
 from ndt_query.inputs import one_of
 from ndt_query.intervals import mean_ci, require_level
-from ndt_store.dims import LAYER, STEP
-from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_query.intervention_study import (
+    DIFFERENCE,
+    NORMAL,
+    ROLES,
+    aligned,
+    area,
+    as_study,
+    averages,
+    importance,
+    jump_ids,
+    pairs,
+)
+from ndt_store.dims import LAYER
+from ndt_store.errors import InvalidInputError
 from ndt_store.reader import Store
 
-__all__ = ["MEASURES", "intervention_effects"]
+__all__ = ["MEASURES", "effect_rows", "intervention_effects"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-EXPERIMENT: Final = "interventions"
-NORMAL: Final = "normal"
-ROLES: Final = ("jump", "control")
-DIFFERENCE: Final = "difference"
 MEASURES: Final = ("participation_ratio", "stable_rank")
 CURVES: Final = ("validation_accuracy", "participation_ratio")
-_DIMS: Final = {
-    "final_accuracy": ("seed", "moment", "arm"),
-    "validation_accuracy": ("seed", "moment", "arm", STEP),
-    "participation_ratio": ("seed", "moment", "arm", STEP, LAYER),
-    "stable_rank": ("seed", "moment", "arm", STEP, LAYER),
-    "role": ("seed", "moment"),
-    "moment_step": ("seed", "moment"),
-}
 _NAMES: Final = {
     "final_accuracy": ("final accuracy on the test split, normal - arm", "1"),
     "accuracy_area": ("area under validation accuracy from the moment on, normal - arm", "step"),
@@ -75,7 +76,8 @@ def intervention_effects(
     -------
     Dataset
         Over ``role`` ("jump", "control", and "difference" = jump - control within each seed) and ``arm`` ("frozen",
-        "perturbed"):
+        "perturbed"). Where every moment says by ``jump`` which one it is or is matched with, the difference is that of
+        jumps and their own controls, averaged over those that have both; else of all jumps and all controls:
 
         ``final_accuracy``
             Accuracy lost at the end, on the whole test split.
@@ -97,8 +99,9 @@ def intervention_effects(
         begins at 0.
 
         ``n_seeds`` (role): seeds that have such moments, the difference those that have both; the others are left out.
-        ``least_p_value`` (role), ``2 ** (1 - n_seeds)``: the smallest p that so many seeds can give. ``n_jumps`` and
-        ``n_controls`` (seed). NaN where there is one seed or none, or where a measurement is NaN.
+        ``least_p_value`` (role), ``2 ** (1 - n_seeds)``: the smallest p that so many seeds can give. ``n_jumps``,
+        ``n_controls`` and ``n_matched`` (seed), the jumps that are compared with controls, or 1 where all are with
+        all. NaN where there is one seed or none, or where a measurement is NaN.
 
     Raises
     ------
@@ -147,25 +150,28 @@ def intervention_effects(
     """
     require_level(confidence)
     one_of("interval", interval, ("t", "bootstrap"))
-    study = _study(data)
+    study = as_study(data)
     how = _How(confidence, interval, seed)
     roles = np.stack([study["role"].values == role for role in ROLES])  # (role, seed, moment)
     if not roles.any():
         raise InvalidInputError("The interventions have no moment with role jump or control: expected one.")
     n_moments = roles.sum(axis=2)
-    has = np.concatenate([n_moments > 0, (n_moments > 0).all(axis=0)[None]])  # (role, seed)
-    arms = [str(arm) for arm in study["arm"].values if arm != NORMAL]
     there = np.asarray(roles.any(axis=0))
+    ids = jump_ids(study, there)
+    n_matched = np.array([len(pairs(roles[:, seed], ids, seed)) for seed in range(there.shape[0])])
+    has = np.concatenate([n_moments > 0, (n_matched > 0)[None]])  # (role, seed)
+    arms = [str(arm) for arm in study["arm"].values if arm != NORMAL]
     curves = {
-        name: _by_seed(_importance(study, _aligned(study, name, there)), roles)
+        name: averages(importance(study, aligned(study, name, there)), roles, ids)
         for name in ("validation_accuracy", *MEASURES)
     }
     every, n_since = int(study.attrs["every"]), curves["validation_accuracy"].shape[3]
-    window = every * (n_since - 1)
+    window = every * max(0, n_since - 1)
+    final = importance(study, study["final_accuracy"].values.astype(np.float64))
     quantities = {
-        "final_accuracy": _by_seed(_importance(study, study["final_accuracy"].values.astype(np.float64)), roles),
-        "accuracy_area": _area(curves["validation_accuracy"], every),
-        **{name: _area(np.moveaxis(curves[name], 3, -1), every) / max(window, 1) for name in MEASURES},
+        "final_accuracy": averages(final, roles, ids),
+        "accuracy_area": area(curves["validation_accuracy"], every),
+        **{name: area(np.moveaxis(curves[name], 3, -1), every) / max(window, 1) for name in MEASURES},
     }
     variables: dict[str, tuple[tuple[str, ...], F64 | I64]] = {}
     for name, each in quantities.items():
@@ -180,7 +186,8 @@ def intervention_effects(
     n_seeds = has.sum(axis=1)
     variables["n_seeds"] = (("role",), n_seeds)
     variables["least_p_value"] = (("role",), np.where(n_seeds > 1, 2.0 ** (1 - n_seeds), np.nan))
-    variables |= {"n_jumps": (("seed",), n_moments[0]), "n_controls": (("seed",), n_moments[1])}
+    counts = {"n_jumps": n_moments[0], "n_controls": n_moments[1], "n_matched": n_matched}
+    variables |= {name: (("seed",), count) for name, count in counts.items()}
     result = xr.Dataset(
         variables,
         {
@@ -197,10 +204,34 @@ def intervention_effects(
         "what": "importance of moments: what interfering with a training costs, normal - arm",
         "parameters": json.dumps({"confidence": confidence, "interval": interval, "seed": seed}, sort_keys=True),
         "window": window,
-        "seeds": _plainly(int(n_seeds.max()), how),
+        "seeds": _plainly(dict(zip((*ROLES, DIFFERENCE), n_seeds.tolist(), strict=True)), how),
         **{key: value for key, value in study.attrs.items() if key != "what"},
     }
     return result
+
+
+def effect_rows(effects: xr.Dataset) -> list[dict[str, Any]]:
+    """Return a row for each quantity, layer, arm and role of `intervention_effects`: effect, interval, p and n."""
+    found = []
+    for name in ("final_accuracy", "accuracy_area", *MEASURES):
+        of_layers = LAYER in effects[name].dims
+        layers = effects[LAYER].values.tolist() if of_layers else [""]
+        for layer, arm, role in product(layers, effects["arm"].values.tolist(), effects["role"].values.tolist()):
+            one = effects.sel(arm=arm, role=role, **({LAYER: layer} if of_layers else {}))
+            found.append(
+                {
+                    "quantity": name,
+                    "layer": layer,
+                    "arm": arm,
+                    "role": role,
+                    "effect": one[name].item(),
+                    "low": one[f"{name}_low"].item(),
+                    "high": one[f"{name}_high"].item(),
+                    "p_value": one[f"{name}_p_value"].item(),
+                    "n_seeds": one["n_seeds"].item(),
+                }
+            )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,64 +239,6 @@ class _How:
     confidence: float
     interval: str
     seed: int
-
-
-def _study(data: Store | xr.Dataset) -> xr.Dataset:
-    if isinstance(data, Store):
-        if EXPERIMENT not in data.experiments:
-            raise NotFoundError(
-                f"{data.path} has no experiment {EXPERIMENT!r}: make it with `ndt intervene` or "
-                "capture.run_interventions first."
-            )
-        data = data.experiment(EXPERIMENT)
-    for name, dims in _DIMS.items():
-        found = data[name].dims if name in data.variables else "no such variable"
-        if set(found) != set(dims):
-            raise DimensionError(
-                f"{name} of interventions has {found}: expected dims {dims}, as capture.run_interventions gives them."
-            )
-    if NORMAL not in data["arm"].values or "every" not in data.attrs:
-        raise DimensionError(
-            f"The Dataset has no arm {NORMAL!r} or no attribute 'every': pass what capture.run_interventions gave."
-        )
-    return data.compute().transpose("seed", "moment", "arm", STEP, LAYER, ...)
-
-
-def _aligned(study: xr.Dataset, name: str, there: Bools) -> F64:
-    """Return the measurements (seed, moment, arm, since[, layer]) from each moment on that all moments have.
-
-    The last one counts only where it is as far from the one before as the others are from theirs.
-    """
-    even = study[STEP].values % int(study.attrs["every"]) == 0
-    values = study[name].values.astype(np.float64)[:, :, :, even]
-    firsts = np.searchsorted(study[STEP].values[even], study["moment_step"].values - 1)
-    n = values.shape[3] - int(firsts[there].max())
-    aligned = np.full((*values.shape[:3], n, *values.shape[4:]), np.nan)
-    for s, m in zip(*np.nonzero(there), strict=True):
-        aligned[s, m] = values[s, m, :, firsts[s, m] : firsts[s, m] + n]
-    return aligned
-
-
-def _area(values: F64, every: int) -> F64:
-    """Integrate (..., since) over steps; NaN where there is nothing between measurements."""
-    if values.shape[-1] < 2:
-        return np.full(values.shape[:-1], np.nan)
-    return np.asarray(np.trapezoid(values, dx=every))
-
-
-def _importance(study: xr.Dataset, values: F64) -> F64:
-    """Return normal - arm, (seed, moment, arm, ...) without the normal one."""
-    normal = study["arm"].values == NORMAL
-    return values[:, :, normal] - values[:, :, ~normal]
-
-
-def _by_seed(importance: F64, roles: Bools) -> F64:
-    """Average over the moments of each role, and subtract: (role, seed, arm, ...), NaN where a seed has none."""
-    means = np.full((len(ROLES), len(importance), *importance.shape[2:]), np.nan)
-    for role, seed in np.ndindex(means.shape[:2]):
-        if roles[role, seed].any():
-            means[role, seed] = importance[seed, roles[role, seed]].mean(axis=0)
-    return np.concatenate([means, (means[0] - means[1])[None]])
 
 
 def _over_seeds(each: F64, has: Bools, how: _How) -> dict[str, F64]:
@@ -295,9 +268,13 @@ def _p_values(each: F64, has: Bools) -> F64:
     return found
 
 
-def _plainly(n: int, how: _How) -> str:
+def _plainly(n_seeds: dict[str, int], how: _How) -> str:
+    """Say what so many seeds can show, of the difference where there is one."""
+    n = n_seeds[DIFFERENCE] or max(n_seeds.values())
+    whose = "" if len(set(n_seeds.values())) == 1 else f" (jumps {n_seeds['jump']}, controls {n_seeds['control']})"
     if n < 2:
-        return "one seed: no interval and no p value"
-    made = f"Student's t on {n - 1} degrees of freedom" if how.interval == "t" else "BCa resampling of seeds"
+        return f"one seed{whose}: no interval and no p value"
+    freedom = f"Student's t on {n - 1} degree{'s' * (n > 2)} of freedom"
+    made = freedom if how.interval == "t" else "BCa resampling of seeds"
     least = f"the smallest possible two-sided p is {2.0 ** (1 - n):.2g}"
-    return f"{n} seeds: {how.confidence:.0%} intervals by {made}; {least}"
+    return f"{n} seeds{whose}: {how.confidence:.0%} intervals by {made}; {least}"

@@ -9,12 +9,13 @@ import scipy.stats
 import xarray as xr
 from numpy.typing import NDArray
 
+from ndt_query.inputs import require_count
 from ndt_query.intervals import require_level
 from ndt_query.jumps import JUMP, MEASURED_LAYER, MEASUREMENT
 from ndt_query.kernels.stepsearch import APART
 from ndt_query.layers import described
 from ndt_store.dims import LAYER
-from ndt_store.errors import NotFoundError
+from ndt_store.errors import InvalidInputError, NotFoundError
 
 __all__ = ["characterise_jumps", "jump_schedule"]
 
@@ -132,6 +133,7 @@ def jump_schedule(jumps: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
     >>> schedule["step"].values[schedule["role"].values == "jump"].tolist()
     [250, 290, 300, 310, 350]
     """
+    require_count("seed", seed, 0)
     at, steps = _required(jumps), jumps[MEASUREMENT].values
     centres, first = np.unique(at, return_index=True)
     controls = _controls(centres, len(steps), np.random.default_rng(seed))
@@ -175,6 +177,8 @@ def _controls(centres: I64, n: int, rng: np.random.Generator) -> dict[int, int]:
 
 
 def _required(jumps: xr.Dataset) -> I64:
+    if not isinstance(jumps, xr.Dataset):
+        raise InvalidInputError(f"Jumps are a Dataset from detect_jumps: got {type(jumps).__name__}.")
     missing = [name for name in ("index", "size", "level", MEASUREMENT) if name not in jumps]
     if missing:
         raise NotFoundError(f"The Dataset has no {missing[0]!r}: pass a result of detect_jumps.")

@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ndt_query.interventions import EXPERIMENT, intervention_effects
+from ndt_query.intervention_study import EXPERIMENT
+from ndt_query.interventions import effect_rows, intervention_effects
 from ndt_query.jump_moments import characterise_jumps
 from ndt_query.jumps import JUMP, detect_jumps
 from ndt_query.layers import Whole
@@ -37,11 +38,17 @@ class Trained:
         A row for each jump: what the table of jumps shows.
     words : str
         What was looked for and how much of it was found, or why it was not looked for; "" where nothing was tracked.
+    said_of_interventions : str
+        Over how many steps and seeds they are compared, or why they are left out; "" where there are none.
+    effects : tuple of dict
+        A row for each quantity, layer, arm and role.
     """
 
     figures: tuple[tuple[str, Figure], ...] = ()
     jumps: tuple[dict[str, Any], ...] = ()
     words: str = ""
+    said_of_interventions: str = ""
+    effects: tuple[dict[str, Any], ...] = ()
 
 
 def trained(store: Whole) -> Trained:
@@ -63,9 +70,19 @@ def trained(store: Whole) -> Trained:
     if not isinstance(store, Store):
         return Trained()
     figures, jumps, words = _jumps(store)
-    if EXPERIMENT in store.experiments:
-        figures = (*figures, (EXPERIMENT, interventions(intervention_effects(store))))
-    return Trained(figures, jumps, words)
+    if EXPERIMENT not in store.experiments:
+        return Trained(figures, jumps, words)
+    try:
+        effects = intervention_effects(store)
+    except (DimensionError, InvalidInputError) as error:
+        return Trained(figures, jumps, words, f"Interventions are left out. {error}")
+    said = (
+        f"For {effects.attrs['n_steps']} updates from each moment, and compared over {effects.attrs['window']} steps. "
+        f"{effects.attrs['seeds']}."
+        if "n_steps" in effects.attrs
+        else f"Compared over {effects.attrs['window']} steps. {effects.attrs['seeds']}."
+    )
+    return Trained((*figures, (EXPERIMENT, interventions(effects))), jumps, words, said, tuple(effect_rows(effects)))
 
 
 def _jumps(store: Store) -> tuple[tuple[tuple[str, Figure], ...], tuple[dict[str, Any], ...], str]:

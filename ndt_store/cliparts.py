@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import rich_click as click
@@ -82,6 +83,18 @@ def selection_options(*names: str) -> Callable[[F], F]:
         return wrapped  # type: ignore[no-any-return]
 
     return decorate
+
+
+PICTURES: Final = (".png", ".svg", ".pdf")
+
+
+def require_picture(path: str) -> None:
+    """Raise unless a figure can be written to a path, before anything is computed for it."""
+    target = Path(path)
+    if target.suffix.lower() not in PICTURES:
+        raise InvalidInputError(f"{path!r} is no picture: end the name in {', '.join(PICTURES)}.")
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"{path!r} lies in no folder that is there: make {target.parent} first.")
 
 
 def exit_code(error: NdtError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ MARKERS: Final = {"jump": "o", "control": "s", "difference": "D"}
 LABELS: Final = {"jump": "at jumps", "control": "at controls", "difference": "difference"}
 DODGE: Final = 0.2
 FEW_LAYERS: Final = 4
+MANY_LAYERS: Final = 12
 N_SEEDS_SHOWN: Final = 20
 
 
@@ -54,32 +56,35 @@ def interventions(result: xr.Dataset, *, measure: str = "participation_ratio") -
     shown = [str(role) for role in result["role"].values if result["n_seeds"].sel(role=role) > 0]
     arms = [str(arm) for arm in result["arm"].values]
     figure = Figure(figsize=(DOUBLE_COLUMN, 5.6), layout="constrained")
-    grid = figure.add_gridspec(3, 2, height_ratios=[1, 1, 1.1])
+    n_columns = max(2, len(arms))
+    grid = figure.add_gridspec(3, 2 * n_columns, height_ratios=[1, 1, 1.1])
     for column, (name, label) in enumerate(
-        (("final_accuracy", "final accuracy lost"), ("accuracy_area", "accuracy area lost (steps)"))
+        (("final_accuracy", "final accuracy lost"), ("accuracy_area", "area lost (steps)"))
     ):
-        axes = figure.add_subplot(grid[0, column])
+        axes = figure.add_subplot(grid[0, n_columns * column : n_columns * (column + 1)])
         _effects(axes, result, name, "arm", shown)
         axes.set_ylabel(label)
     curves: Any = None
     layers: Any = None
     for column, arm in enumerate(arms):
         one = result.sel(arm=arm)
-        curves = figure.add_subplot(grid[1, column], sharey=curves)
+        place = slice(2 * column, 2 * column + 2)
+        curves = figure.add_subplot(grid[1, place], sharey=curves)
         for role in shown[:2]:
             _curve(curves, one.sel(role=role), "running_validation_accuracy", role)
         curves.axhline(0, color="#444444", linewidth=0.6)
         curves.set_title(plain(arm))
         curves.set_xlabel("steps since the moment")
-        layers = figure.add_subplot(grid[2, column], sharey=layers)
+        layers = figure.add_subplot(grid[2, place], sharey=layers)
         _effects(layers, one, measure, LAYER, shown)
         layers.set_title(plain(arm))
-        for axes, text in ((curves, "accuracy lost so far"), (layers, f"{measure.replace('_', ' ')} lost")):
+        for axes, text in ((curves, "validation accuracy lost"), (layers, f"{measure.replace('_', ' ')} lost")):
             axes.set_ylabel(text if column == 0 else "")
             axes.tick_params(labelleft=column == 0)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, handletextpad=0.3)
-    figure.suptitle(plain(str(result.attrs.get("seeds", "")), 120), fontsize=7, color="#666666", x=0.99, ha="right")
+    said = f"{result.attrs.get('seeds', '')}; over {result.attrs.get('window', 0)} steps from each moment"
+    figure.supxlabel(plain(said, 200), fontsize=6.5, color="#666666")
     return figure
 
 
@@ -99,11 +104,22 @@ def _effects(axes: Axes, result: xr.Dataset, name: str, along: str, roles: list[
         axes.errorbar(at, middle, np.nan_to_num(reach), fmt=MARKERS[role], color=COLOURS[role], capsize=2,
                       elinewidth=1, markersize=3.5, label=LABELS[role])  # fmt: skip
     axes.axhline(0, color="#444444", linewidth=0.6)
-    axes.set_xticks(places, [plain(one, 20) for one in names])
+    common = _common_beginning(names)
+    axes.set_xticks(places, [plain(one.removeprefix(common), 16) for one in names])
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(visible=False, axis="x")
+    if common:
+        axes.set_xlabel(plain(common, 40))
     if len(names) > FEW_LAYERS:
-        axes.tick_params(axis="x", labelrotation=45)
+        for label in axes.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor", fontsize=6 if len(names) <= MANY_LAYERS else 4.5)
+
+
+def _common_beginning(names: list[str]) -> str:
+    """Return what all names begin with, up to a dot."""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    same = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+    return "".join(f"{part}." for part in same) if len(names) > 1 else ""
 
 
 def _curve(axes: Axes, one: xr.Dataset, name: str, role: str) -> None:

@@ -11,10 +11,10 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
-from capture import schedules
+from capture import schedules, tracked_moments
 from capture.moments import Moment, read_moments, scheduled_moments
 from capture.schedules import load_schedule
-from ndt_store import open_store
+from ndt_store import Column, SeriesWriter, open_store, write_experiment
 from ndt_store.cli import main
 from ndt_store.errors import InvalidInputError, NotFoundError
 
@@ -78,7 +78,7 @@ def test_intervene__forecasts_trains_keeps_and_prints_effects(
         one = effects.sel(arm=row["arm"], role=row["role"], **({"layer": row["layer"]} if row["layer"] else {}))
         assert row["effect"] == pytest.approx(one[row["quantity"]].item())
         assert row["high"] == pytest.approx(one[f"{row['quantity']}_high"].item())
-    assert "2 seeds: 95% intervals by Student's t on 1 degrees of freedom" in err
+    assert "2 seeds: 95% intervals by Student's t on 1 degree of freedom" in err
     assert "smallest possible two-sided p is 0.5" in err
 
 
@@ -133,21 +133,70 @@ def test_intervene__by_default_begins_before_the_jumps_of_each_seeds_own_trainin
     captured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {0: [(4, "jump", 1), (8, "control", 1)], 3: [(6, "jump", 0), (12, "control", 0)]}
-    monkeypatch.setattr(schedules, "load_schedule", lambda name: schedule_of(found))
+    monkeypatch.setattr(tracked_moments, "load_schedule", lambda name: schedule_of(found))
     code, _, err = run(capsys, *STUDY)
     assert code == 2
     assert "runs/tiny-seed3.zarr holds no tracked training of seed 3: run `ndt train tiny --seed 3`" in err
     assert run(capsys, "train", "tiny.toml", "--seed", "3")[0] == 0
     code, _, err = run(capsys, *STUDY)
     assert code == 0, err
-    assert "runs/tiny-seed3.zarr: 1 moments are after step 10 and left out." in err
+    assert "seed 3: left out the control at 11, which would end after the training." in err
+    assert "seed 0: jumps at 3; controls at 7." in err
+    assert "seed 3: jumps at 5; controls at none." in err
     study = open_store("runs/tiny.zarr").experiment("interventions")
     assert study["moment_step"].values.tolist() == [[3, 7], [5, -1]]
     assert study["jump"].values.tolist() == [[1, 1], [0, -1]]
-    monkeypatch.setattr(schedules, "load_schedule", lambda name: schedule_of({0: [], 3: []}))
+    monkeypatch.setattr(tracked_moments, "load_schedule", lambda name: schedule_of({0: [], 3: []}))
     code, _, err = run(capsys, *STUDY)
     assert code == 2
-    assert "No jump is found in the tracked training of seed 0, 3" in err
+    assert "No jump is found: there is nothing to interfere at (tracked trainings of seed 0, 3)" in err
+    late = {0: [(12, "jump", 0), (4, "control", 0)], 3: []}
+    monkeypatch.setattr(tracked_moments, "load_schedule", lambda name: schedule_of(late))
+    code, _, err = run(capsys, *STUDY)
+    assert code == 2
+    assert "left out what would end after the training: jumps at 11, with their controls" in err
+    assert "1 jumps are found, all too late for 2 steps: give fewer with --steps" in err
+
+
+def test_intervene__leaves_out_a_control_whose_intervention_would_run_through_a_jump(
+    captured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {0: [(8, "jump", 0), (6, "control", 0), (4, "control", 0)]}
+    monkeypatch.setattr(tracked_moments, "load_schedule", lambda name: schedule_of(found))
+    code, _, err = run(capsys, "intervene", "tiny.toml", "--seeds", "0", "--steps", "3")
+    assert code == 0, err
+    assert "left out the control at 5, which would run through the jump at 7" in err
+    assert "jumps at 7; controls at 3." in err
+
+
+def test_intervene__takes_no_jumps_from_a_training_of_another_recipe(
+    captured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {0: [(4, "jump", 0)], 3: [(6, "jump", 0)]}
+    monkeypatch.setattr(tracked_moments, "load_schedule", lambda name: schedule_of(found))
+    (captured / "other.toml").write_text(RECIPE.replace("batch_size = 32", "batch_size = 16"))
+    assert run(capsys, "train", "other.toml", "--seed", "3", "--store", "runs/tiny-seed3.zarr")[0] == 0
+    code, _, err = run(capsys, *STUDY)
+    assert code == 3
+    assert "runs/tiny-seed3.zarr" in err
+    assert "training.batch_size = 16" in err
+    with SeriesWriter.open("runs/tiny-seed4.zarr", rows={"participation_ratio": Column()}) as series:
+        series.append(0, participation_ratio=1.0)
+    code, _, err = run(capsys, "intervene", "tiny.toml", "--seeds", "4", "--steps", "2")
+    assert code == 2
+    assert "does not say by which recipe its training was tracked" in err
+
+
+def test_intervene__beside_results_that_are_not_its_own_needs_replace(
+    captured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_experiment("runs/tiny.zarr", "interventions", xr.Dataset({"a": ("x", [1.0, 2.0])}))
+    code, out, err = run(capsys, *STUDY, "--jump", "3")
+    assert (code, out) == (3, "")
+    assert "give --replace" in err
+    assert "Traceback" not in err
+    assert run(capsys, "report", "runs/tiny.zarr")[0] == 0
+    assert "Interventions are left out." in Path("runs/tiny-report/index.html").read_text()
 
 
 def test_intervene__refuses_a_store_of_another_training(captured: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,18 +240,34 @@ def test_read_moments__without_seeds_is_for_all_of_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("when,role\n3,jump\n", "columns when, role: expected step and role"),
-        ("step,role,why\n3,jump,x\n", "columns step, role, why"),
-        ("step,role\n3,jump,7,8\n", "columns step, role, None"),
-        ("step,role\nthree,jump\n", "line 2: .*expected whole numbers"),
-        ("step,role\n3\n", "line 2"),
-        ("seed,step,role\n0,3,jump\n,4,jump\n", "line 3"),
+        ("when,role\n3,jump\n", "begins with when, role: expected the columns step and role"),
+        ("step,role,why\n3,jump,x\n", "begins with step, role, why"),
+        ("step,role,step\n3,jump,4\n", "begins with step, role, step: .* each once"),
+        ("", "begins with nothing"),
+        ("step,role\n3,jump,7,8\n", "line 2 has 4 cells, expected 2"),
+        ("step,role\n3\n", "line 2 has 1 cells"),
+        ("step,role\nthree,jump\n", "line 2: step is 'three', expected a whole number"),
+        ("step,role\n\n\n1_5,jump\n", "line 4: step is '1_5'"),
+        ("step,role\n3,Jump\n", "line 2: role is 'Jump', expected jump or control"),
+        ("step,role,jump\n3,jump,-5\n", "line 2: jump is '-5'"),
+        ("seed,step,role\n0,3,jump\n,4,jump\n", "line 3: seed is ''"),
+        ("seed,step,role\n7,3,jump\n", "has 1 rows, and none is of seed 0"),
+        ("\0step", "is no CSV file|begins with"),
     ],
 )
 def test_read_moments__names_the_line_that_is_wrong(tmp_path: Path, text: str, match: str) -> None:
     path = tmp_path / "moments.csv"
     path.write_text(text)
     with pytest.raises(InvalidInputError, match=match):
+        read_moments(path, (0,))
+
+
+def test_read_moments__takes_what_spreadsheets_write(tmp_path: Path) -> None:
+    path = tmp_path / "moments.csv"
+    path.write_bytes(b"\xef\xbb\xbfstep,role\r\n3,jump\r\n\r\n")
+    assert read_moments(path, (0,)) == {0: (Moment(3, "jump"),)}
+    path.write_bytes(b"step,role\n3,\xff\n")
+    with pytest.raises(InvalidInputError, match="no CSV file in UTF-8"):
         read_moments(path, (0,))
 
 

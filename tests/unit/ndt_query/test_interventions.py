@@ -157,6 +157,7 @@ def test_seeds_without_a_role__are_left_out_and_counted(rng: np.random.Generator
     assert found["n_jumps"].values.tolist() == [2, 2, 2, 0]
     assert found["n_controls"].values.tolist() == [2, 2, 0, 2]
     assert found["least_p_value"].values.tolist() == [0.25, 0.25, 0.5]
+    assert found.attrs["seeds"].startswith("2 seeds (jumps 3, controls 3): 95% intervals by Student's t on 1 degree of")
     whole = nq.intervention_effects(data)
     for kept, there in (("jump", [0, 1, 2]), ("control", [0, 1, 3]), ("difference", [0, 1])):
         expected = whole["accuracy_area_by_seed"].sel(role=kept).isel(seed=there).mean("seed")
@@ -165,6 +166,26 @@ def test_seeds_without_a_role__are_left_out_and_counted(rng: np.random.Generator
     alone = nq.intervention_effects(only)
     assert alone["n_seeds"].values.tolist() == [0, 1, 0]
     assert alone["final_accuracy"].sel(role=["jump", "difference"]).isnull().all()
+
+
+def test_difference__compares_each_jump_with_its_own_control(planted: xr.Dataset) -> None:
+    """Moments are jump, control, jump, control; the second jump has lost its control, and another has no jump."""
+    ids = np.tile([0, 0, 1, 2], (3, 1))
+    found = nq.intervention_effects(planted.assign_coords(jump=(("seed", "moment"), ids)))
+    lost = planted["final_accuracy"].sel(arm="normal") - planted["final_accuracy"].sel(arm=["frozen", "perturbed"])
+    expected = lost.isel(moment=0) - lost.isel(moment=1)
+    np.testing.assert_allclose(found["final_accuracy_by_seed"].sel(role="difference"), expected)
+    np.testing.assert_allclose(
+        found["final_accuracy_by_seed"].sel(role="jump"), lost.isel(moment=[0, 2]).mean("moment")
+    )
+    assert found["n_matched"].values.tolist() == [1, 1, 1]
+    unknown = nq.intervention_effects(planted.assign_coords(jump=(("seed", "moment"), ids - 1)))
+    xr.testing.assert_allclose(unknown.drop_vars("n_matched"), nq.intervention_effects(planted).drop_vars("n_matched"))
+
+
+def test_steps__need_not_be_in_order(planted: xr.Dataset) -> None:
+    backwards = planted.isel(step=slice(None, None, -1))
+    xr.testing.assert_identical(nq.intervention_effects(backwards), nq.intervention_effects(planted))
 
 
 def test_a_measurement_that_is_missing__is_not_skipped(planted: xr.Dataset) -> None:
@@ -203,6 +224,14 @@ def test_refusals__name_what_is_wrong(planted: xr.Dataset) -> None:
         nq.intervention_effects(planted.isel(arm=0))
     with pytest.raises(DimensionError, match="no arm 'normal'"):
         nq.intervention_effects(planted.isel(arm=[1, 2]))
+    for wrong in (None, "keep.zarr", planted["final_accuracy"]):
+        with pytest.raises(InvalidInputError, match="asked of a Store or of what"):
+            nq.intervention_effects(wrong)
+    for every in (0, "x", True):
+        with pytest.raises(DimensionError, match="expected a whole number of at least 1"):
+            nq.intervention_effects(planted.assign_attrs(every=every))
+    with pytest.raises(DimensionError, match="1 arms"):
+        nq.intervention_effects(planted.isel(arm=[0]))
     with pytest.raises(InvalidInputError, match="no moment with role"):
         nq.intervention_effects(planted.assign_coords(role=planted["role"].astype(str).where(False, "")))
     with pytest.raises(InvalidInputError, match="interval='z'"):
@@ -258,7 +287,11 @@ def test_figure__shows_estimates_seeds_and_curves(planted: xr.Dataset) -> None:
     expected = result["running_validation_accuracy"].sel(arm="frozen", role="jump")
     np.testing.assert_allclose(curves[0].get_ydata(), expected)
     assert [text.get_text() for text in figure.axes[3].get_xticklabels()] == ["relu1", "relu2"]
-    assert figure.get_suptitle().startswith("3 seeds: 95% intervals")
+    assert figure.get_supxlabel().startswith("3 seeds: 95% intervals")
+    assert figure.get_supxlabel().endswith("over 20 steps from each moment")
+    figure.draw_without_rendering()
+    boxes = [figure.legends[0].get_window_extent(), *(one.yaxis.label.get_window_extent() for one in figure.axes[:2])]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_figure__leaves_out_roles_that_no_seed_has(rng: np.random.Generator) -> None:
