@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import rich_click as click
 
@@ -10,7 +12,9 @@ from ndt_store.cliparts import store_argument, tell
 from ndt_store.progress import progress_bar
 from ndt_store.reader import open_store
 
-__all__ = ["cams"]
+__all__ = ["cams", "pair_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _pairs(
@@ -25,13 +29,16 @@ def _pairs(
     return tuple(found) or None
 
 
+def pair_option(default: str) -> Callable[[F], F]:
+    """Add the option ``--pair``; the command gets ``pairs``, None where there are none."""
+    text = f"Checkpoints before and after; repeatable. {default}"
+    return click.option("--pair", "pairs", metavar="80:160", multiple=True, callback=_pairs, help=text)
+
+
 @click.command()
 @store_argument
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of the pages; default STORE-cams.")
-@click.option(
-    "--pair", "pairs", metavar="80:160", multiple=True, callback=_pairs,
-    help="Before and after; repeatable. By default five pairs that span training.",
-)  # fmt: skip
+@pair_option("By default five pairs that span training.")
 @click.option("--layer", "layers", metavar="GLOB", multiple=True, default=("*",), help="Only such layers; repeatable.")
 @click.option("--per-class", type=int, default=10, show_default=True, help="Examples of each class.")
 @click.option("--signed", is_flag=True, help="Keep what speaks against the class: no ReLU.")

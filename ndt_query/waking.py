@@ -19,7 +19,7 @@ from ndt_query.selectivity import class_means, selectivity_index
 from ndt_store.dims import CHECKPOINT, CLASS, EXAMPLE, LAYER, UNIT
 from ndt_store.errors import InvalidInputError
 
-__all__ = ["schedule_pairs", "waking_units"]
+__all__ = ["Pairs", "schedule_pairs", "waking_units"]
 
 MOMENT: Final = "moment"
 WOKEN: Final = "woken_unit"

@@ -5,6 +5,7 @@ from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
 from .style import save
 from .trajectories import jump_nulls, trajectories
+from .waking import waking_units
 
 __all__ = [
     "cams",
@@ -20,4 +21,5 @@ __all__ = [
     "smoothness",
     "top_examples",
     "trajectories",
+    "waking_units",
 ]

@@ -1,10 +1,14 @@
 """Units that wake up are counted and described where they were planted, and nowhere in noise."""
 
+import json
+
 import numpy as np
 import pytest
 
 import ndt_query as nq
-from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store import Column, SeriesWriter, open_training
+from ndt_store.cli import main
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.testing import simulate_store
 
 STEPS = (0, 10, 40, 100)
@@ -108,3 +112,58 @@ def test_result__says_what_it_is(found):
     assert found.attrs["what"] == "units that wake up"
     assert '"min_rate": 0.01' in found.attrs["parameters"]
     assert "layer" not in found.attrs
+
+
+def test_figure__draws_shares_and_curves(found, tmp_path, rng):
+    figure = nq.plot.waking_units(found)
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_xticklabels()] == ["10–40", "0–10", "40–100"]
+    assert right.get_title(loc="left") == "selectivity of 2 woken units"
+    picky = right.get_lines()[1].get_ydata()
+    means = found["class_mean"].values[1]
+    np.testing.assert_allclose(picky, -np.sort(-means / means.max()))
+    quiet = simulate_store(tmp_path / "r.zarr", layers={"conv": (20, 3, 3)}, n_examples=40).store
+    empty = nq.plot.waking_units(nq.waking_units(quiet, [(0, 10)]))
+    assert empty.axes[1].get_title(loc="left") == "selectivity of 0 woken units"
+    with pytest.raises(DimensionError, match="pass that of waking_units"):
+        nq.plot.waking_units(found[["unit"]])
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return stop.value.code, captured.out, captured.err
+
+
+def test_command__counts_or_lists(store, found, capsys, tmp_path):
+    figure = tmp_path / "w.png"
+    code, out, err = run(capsys, "waking", store.path, "--pair", "10:40", "--format", "json", "--figure", figure)
+    assert code == 0, err
+    rows = json.loads(out)
+    assert [(row["layer"], row["woken"], row["dead_before"]) for row in rows] == [("conv", 2, 3), ("fc", 0, 0)]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run(capsys, "waking", store.path, "--pair", "10:40", "--list", "--format", "json")
+    assert [(row["layer_of"], row["unit"], row["after"]) for row in json.loads(out)] == [
+        ("conv", 1, 40),
+        ("conv", 2, 40),
+    ]
+    code, out, _ = run(capsys, "waking", store.path, "--layer", "conv", "--format", "json")
+    assert [(row["before"], row["after"]) for row in json.loads(out)] == [(0, 10), (10, 40), (40, 100)]
+    assert run(capsys, "waking", store.path, "--pair", "40")[0] == 2
+
+
+def test_command__takes_the_jumps_of_the_training(tmp_path, capsys, rng):
+    values = 20 + np.random.default_rng(0).standard_normal(100)
+    values[60:] += 12
+    with SeriesWriter.open(tmp_path / "r.zarr", rows={"participation_ratio": Column()}) as series:
+        for n, value in enumerate(values):
+            series.append(5 * n, participation_ratio=value)
+    schedule = nq.jump_schedule(nq.detect_jumps(open_training(tmp_path / "r.zarr")))
+    steps = tuple(schedule["keep"].values.tolist())
+    simulate_store(tmp_path / "r.zarr", checkpoints=steps, layers={"fc": (4,)})
+    code, out, err = run(capsys, "waking", tmp_path / "r.zarr", "--format", "json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert ("jump", 290, 310) in [(row["role"], row["before"], row["after"]) for row in rows]
+    assert {row["role"] for row in rows} == {"jump", "control"}
