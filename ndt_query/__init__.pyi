@@ -1,5 +1,6 @@
 from . import plot
 from .activity import neuron_importance, unit_moments
+from .composition import compose
 from .filters import examples_above
 from .firing import dead_units, newly_active_units
 from .geometry import dimensionality
@@ -41,6 +42,7 @@ __all__ = [
     "characterise_jumps",
     "class_means",
     "clopper_pearson",
+    "compose",
     "dead_units",
     "detect_jumps",
     "dimensionality",
