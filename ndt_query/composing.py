@@ -56,6 +56,8 @@ class Composing:
         Group of each example; two groups are a fold.
     folds, k, n_permutations, seed : int
         As in `compose`.
+    interval : {"jackknife", "none"}
+        As in `compose`.
     threshold, confidence : float
         As in `compose`.
     labels : ndarray of int64 (unit,)
@@ -68,6 +70,7 @@ class Composing:
     k: int
     threshold: float
     n_permutations: int
+    interval: str
     confidence: float
     seed: int
     labels: NDArray[np.int64]
@@ -97,23 +100,34 @@ class Composing:
         }
 
     def _finite(self, x: F64, y: F64) -> dict[str, NDArray[Any]]:
-        design = ridge.Design(x, self.groups % self.folds, self.alphas)
+        design = self._design(x, slice(None))
         held_out = design.held_out(y)
         null = design.null_r2(y, self.n_permutations, self.seed)
         refit = design.refit(y, held_out.overall)
         r2 = held_out.r2
         p_value = _pooled_p_value(r2, null)
         q_value = fdr(p_value)
-        errors, totals = (_all_but(one, self.groups) for one in design.errors_of_rows(y, held_out.chosen))
-        interval = jackknife(ridge.explained(errors, totals), r2, confidence=self.confidence)
+        low, high = self._limits(x, y, r2)
         with np.errstate(invalid="ignore"):
             composed = (r2 > self.threshold) & (q_value <= LEVEL)
         return {
-            "r2": r2, "r2_low": interval.low, "r2_high": interval.high, "r2_by_fold": held_out.r2_by_fold,
+            "r2": r2, "r2_low": low, "r2_high": high, "r2_by_fold": held_out.r2_by_fold,
             "r2_in_sample": refit.r2, "null_r2": null, "p_value": p_value, "q_value": q_value, "composed": composed,
             "alpha": np.where(np.isnan(r2), np.nan, np.asarray(self.alphas)[held_out.overall]),
             **self._contributors(refit),
         }  # fmt: skip
+
+    def _design(self, x: F64, rows: Any) -> ridge.Design:
+        return ridge.Design(x[rows], self.groups[rows] % self.folds, self.alphas)
+
+    def _limits(self, x: F64, y: F64, r2: F64) -> tuple[F64, F64]:
+        """Do all of it again without each group; leaving out its errors alone would take the fits for given."""
+        if self.interval == "none":
+            return np.full(r2.shape, np.nan), np.full(r2.shape, np.nan)
+        others = [self.groups != group for group in range(2 * self.folds)]
+        found = jackknife([self._design(x, rows).held_out(y[rows]).r2 for rows in others], r2,
+                          confidence=self.confidence)  # fmt: skip
+        return found.low, found.high
 
     def _contributors(self, refit: ridge.Refit) -> dict[str, NDArray[Any]]:
         size = np.abs(refit.coefficients)
@@ -129,13 +143,8 @@ class Composing:
     def nbytes(self, n: int, p: int, q: int) -> int:
         """Memory of one checkpoint of n examples, p early and q late units, beside the rows themselves."""
         column = ridge.column_nbytes(n, p, self.folds, len(self.alphas)) + 8 * (4 * p + self.n_permutations)
-        return ridge.design_nbytes(n, p, self.folds) + q * column + ridge.BATCH_NBYTES
-
-
-def _all_but(values: F64, groups: NDArray[np.int64]) -> F64:
-    """Add rows up over all groups but one, (group, unit)."""
-    sums = np.stack([values[groups == group].sum(axis=0) for group in range(int(groups.max()) + 1)])
-    return np.stack([np.delete(sums, group, axis=0).sum(axis=0) for group in range(len(sums))])
+        # Beside the design of all examples there is that of all but a group.
+        return 2 * ridge.design_nbytes(n, p, self.folds) + q * column + ridge.BATCH_NBYTES
 
 
 def _pooled_p_value(observed: F64, null: F64) -> F64:

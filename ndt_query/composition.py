@@ -27,6 +27,7 @@ FEWEST: Final = round(1 / LEVEL) - 1
 """Permutations without which no q value reaches the level."""
 
 POSITIONS: Final = ("mean", "max")
+INTERVALS: Final = ("jackknife", "none")
 
 
 def compose(
@@ -39,6 +40,7 @@ def compose(
     k: int = 10,
     threshold: float = 0.7,
     n_permutations: int = 50,
+    interval: str = "jackknife",
     confidence: float = 0.95,
     seed: int = 0,
     memory: int | str | None = None,
@@ -66,6 +68,8 @@ def compose(
         A composed unit has a larger R2 than this.
     n_permutations : int
         Shuffles m for the null, 19 or more: no q value is below 1 / (m + 1).
+    interval : {"jackknife", "none"}
+        Do everything again without one of ``2 folds`` groups of examples at a time, or give no interval.
     confidence : float
         Nominal level of the intervals.
     seed : int
@@ -82,7 +86,7 @@ def compose(
             1 - SSE / SST over all held-out examples. SST is about the mean of each fold's *training part*, the best
             guess without the early layer. Negative where that guess is better.
         ``r2_low``, ``r2_high``
-            Jackknife interval over ``2 folds`` groups of held-out examples.
+            Jackknife interval over examples; NaN without one, and where one group holds all that varies.
         ``r2_by_fold`` (checkpoint, fold, unit)
             The same for each fold.
         ``r2_in_sample``
@@ -138,8 +142,11 @@ def compose(
     (Tusher, Tibshirani and Chu 2001): a unit above all shuffles of all units has ``q_value = 1 / (m + 1)``, while its
     own m shuffles alone could not outlive the correction for q tests.
 
-    The interval covers the scatter of held-out examples. It leaves out that another sample would also have fitted other
-    coefficients. docs/explanation/statistics.md says how often it is right.
+    The interval is for the R2 that coefficients fitted to so many examples have on others of the same distribution. Each
+    group is left out of fits, choices of the penalty and scores alike, which costs ``2 folds`` times the
+    eigendecompositions; leaving out its scores alone would hold the truth in as few as 75% where p is near n.
+    docs/explanation/statistics.md says how often it is right. More examples would fit better: with p near n, R2 itself
+    is lower than what more examples would find.
 
     References
     ----------
@@ -176,7 +183,7 @@ def compose(
         raise DimensionError(f"{folds} folds need {2 * folds} examples or more: got {n}; use fewer folds.")
     asking = Composing(
         penalties, deal_groups(n, 2 * folds, seed), folds, min(k, x.sizes[UNIT]), threshold, n_permutations,
-        require_level(confidence), seed, _unit_labels(x),
+        one_of("interval", interval, INTERVALS), require_level(confidence), seed, _unit_labels(x),
     )  # fmt: skip
     rows = [
         reduce_values(one, acts, RowsOfExamples(n, positions), what="compose", memory=memory)["rows"]
@@ -188,7 +195,7 @@ def compose(
     found = _asked(asking, xr.Variable((CHECKPOINT, EXAMPLE, EARLY), rows[0].data), rows[1])
     parameters = {
         "alphas": list(penalties), "folds": folds, "positions": positions, "k": k, "threshold": threshold,
-        "n_permutations": n_permutations, "confidence": confidence, "seed": seed, "early_units": x.sizes[UNIT],
+        "n_permutations": n_permutations, "interval": interval, "confidence": confidence, "seed": seed, "early_units": x.sizes[UNIT],
     }  # fmt: skip
     result = described(found, y, "linear composition of each unit from an early layer", parameters, squeeze=squeeze)
     if "layer" in x.attrs:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ndt_query.kernels.selectivity import normalised
 from ndt_store.views.blocks import spans
 
-__all__ = ["Design", "HeldOut", "Refit", "column_nbytes", "design_nbytes", "explained"]
+__all__ = ["Design", "HeldOut", "Refit", "column_nbytes", "design_nbytes"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -98,12 +98,12 @@ class HeldOut:
     @property
     def r2(self) -> F64:
         """1 - errors / totals over all folds, (column,); NaN for columns that never vary."""
-        return explained(self.errors.sum(axis=0), self.totals.sum(axis=0))
+        return _ratio(self.errors.sum(axis=0), self.totals.sum(axis=0))
 
     @property
     def r2_by_fold(self) -> F64:
         """1 - errors / totals of each fold, (fold, column); NaN where a fold holds nothing but the mean."""
-        return explained(self.errors, self.totals)
+        return _ratio(self.errors, self.totals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,19 +236,6 @@ class Design:
             found[batch] = self.held_out(columns[orders[permutation].T, column]).r2
         return found.reshape(n_permutations, n_columns)
 
-    def errors_of_rows(self, columns: F64, chosen: I64) -> tuple[F64, F64]:
-        """Squared errors of each held-out row and of its training part's mean, (row, column) each."""
-        targets = self._targets(columns)
-        errors, totals = np.empty(columns.shape), np.empty(columns.shape)
-        for fold, part in enumerate(self._parts[: len(self.rows)]):
-            mean, projected = self._projected(part, targets)
-            z = projected / (part.values[:, None] + self.alphas[chosen[fold]])
-            moved = (self._centred[fold] + self.means[fold] - part.mean) / part.scale
-            off = columns[self.rows[fold]] - mean
-            errors[self.rows[fold]] = (off - moved @ (part.vectors @ z)) ** 2
-            totals[self.rows[fold]] = off**2
-        return errors, totals
-
     def refit(self, columns: F64, chosen: I64) -> Refit:
         """Fit all rows of targets (row, column) with the penalties at positions `chosen` (column,)."""
         part = self._whole
@@ -272,8 +259,7 @@ def _dots(a: F64, b: F64) -> F64:
     return np.asarray(np.einsum("rc,rc->c", a, b))
 
 
-def explained(errors: F64, totals: F64) -> F64:
-    """1 - errors / totals, NaN where the totals are 0."""
+def _ratio(errors: F64, totals: F64) -> F64:
     varies = totals > 0
     return np.where(varies, 1 - errors / np.where(varies, totals, 1.0), np.nan)
 
