@@ -4,6 +4,8 @@ from .composition import compose
 from .filters import examples_above
 from .firing import dead_units, newly_active_units
 from .geometry import dimensionality
+from .graphml import write_graphml
+from .graphs import compose_pairs, composition_graph
 from .growth import fit_growth
 from .inference import (
     Interval,
@@ -43,6 +45,8 @@ __all__ = [
     "class_means",
     "clopper_pearson",
     "compose",
+    "compose_pairs",
+    "composition_graph",
     "dead_units",
     "detect_jumps",
     "dimensionality",
@@ -66,4 +70,5 @@ __all__ = [
     "summary",
     "top_examples",
     "unit_moments",
+    "write_graphml",
 ]

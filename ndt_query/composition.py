@@ -142,8 +142,8 @@ def compose(
     (Tusher, Tibshirani and Chu 2001): a unit above all shuffles of all units has ``q_value = 1 / (m + 1)``, while its
     own m shuffles alone could not outlive the correction for q tests.
 
-    The interval is for the R2 that coefficients fitted to so many examples have on others of the same distribution. Each
-    group is left out of fits, choices of the penalty and scores alike, which costs ``2 folds`` times the
+    The interval is for the R2 that coefficients fitted to so many examples have on others of the same distribution.
+    Each group is left out of fits, choices of the penalty and scores alike, at ``2 folds`` times the
     eigendecompositions; leaving out its scores alone would hold the truth in as few as 75% where p is near n.
     docs/explanation/statistics.md says how often it is right. More examples would fit better: with p near n, R2 itself
     is lower than what more examples would find.
@@ -195,7 +195,8 @@ def compose(
     found = _asked(asking, xr.Variable((CHECKPOINT, EXAMPLE, EARLY), rows[0].data), rows[1])
     parameters = {
         "alphas": list(penalties), "folds": folds, "positions": positions, "k": k, "threshold": threshold,
-        "n_permutations": n_permutations, "interval": interval, "confidence": confidence, "seed": seed, "early_units": x.sizes[UNIT],
+        "n_permutations": n_permutations, "interval": interval, "confidence": confidence, "seed": seed,
+        "early_units": x.sizes[UNIT],
     }  # fmt: skip
     result = described(found, y, "linear composition of each unit from an early layer", parameters, squeeze=squeeze)
     if "layer" in x.attrs:
