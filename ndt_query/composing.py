@@ -127,7 +127,7 @@ class Composing:
         others = [self.groups != group for group in range(2 * self.folds)]
         found = jackknife([self._design(x, rows).held_out(y[rows]).r2 for rows in others], r2,
                           confidence=self.confidence)  # fmt: skip
-        return found.low, found.high
+        return found.low, np.minimum(found.high, 1.0)
 
     def _contributors(self, refit: ridge.Refit) -> dict[str, NDArray[Any]]:
         size = np.abs(refit.coefficients)

@@ -15,7 +15,7 @@ from ndt_query.composition import compose
 from ndt_query.inputs import require_number, require_steps
 from ndt_query.layers import Whole, described, each_layer
 from ndt_store.dims import CHECKPOINT, UNIT
-from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.errors import InvalidInputError, NotFoundError
 
 __all__ = ["EDGE", "NAMES", "NUMBERS", "Compositions", "Pair", "compose_pairs", "composition_graph"]
 
@@ -104,7 +104,8 @@ def composition_graph(
     checkpoint : int, optional
         Training step; the last one without it.
     least_share : float
-        Contributors with a smaller share of the coefficients make no edge.
+        The first contributor of a composed unit always makes an edge, others with at least this share of the
+        coefficients do. Ridge spreads coefficients: of many early units, each has a small share.
     **options
         Passed on to `compose`.
 
@@ -199,7 +200,9 @@ def _graph(results: Compositions, least_share: float) -> xr.Dataset:
     for (early, late), result in results.items():
         parameters = json.loads(result.attrs["parameters"])
         layers |= {early: parameters["early_units"], late: result.sizes[UNIT]}
-        shown = (result["composed"] & (result["share"] >= least_share)).transpose(UNIT, "rank").values
+        enough = (result["share"] >= least_share).transpose(UNIT, "rank").values
+        enough[:, 0] = True
+        shown = enough & result["composed"].values[:, None]
         unit, rank = np.nonzero(shown)
         columns["early_layer"] += [early] * len(unit)
         columns["late_layer"] += [late] * len(unit)

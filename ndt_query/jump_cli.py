@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import rich_click as click
 
-from ndt_store.cliparts import emit, format_option, selection_options, store_argument, tell
+from ndt_store.cliparts import emit, figure_path, format_option, selection_options, store_argument, tell
 from ndt_store.dims import LAYER, STEP
-from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store.errors import NotFoundError
 from ndt_store.reader import open_training
 from ndt_store.selection import Selection
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["jumps"]
 
-FIGURES: Final = (".png", ".svg", ".pdf")
 COLUMNS: Final = ("step", "low", "high", "size", "size_error", "size_in_noise", "phase", "p_value", "q_value")
 
 
@@ -42,8 +40,8 @@ def jumps(store: str, selection: Selection, measure: str, alpha: float, figure: 
     from ndt_query.jump_moments import characterise_jumps
     from ndt_query.jumps import detect_jumps
 
-    if figure is not None and Path(figure).suffix.lower() not in FIGURES:
-        raise InvalidInputError(f"--figure {figure!r} is no picture: end the name in {', '.join(FIGURES)}.")
+    if figure is not None:
+        figure_path(figure)
     training = _selected(open_training(store), selection.layer, store)
     found = detect_jumps(_from_first(training, measure), alpha=alpha, measure=measure)
     found["phase"] = characterise_jumps(found)["phase"]

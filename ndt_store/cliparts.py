@@ -31,6 +31,7 @@ __all__ = [
     "emit",
     "exit_code",
     "explain_option",
+    "figure_path",
     "format_option",
     "in_turn",
     "selection_options",
@@ -57,6 +58,8 @@ format_option = click.option(
 
 explain_option = click.option("--explain", is_flag=True, help="Say on stderr where each answer comes from.")
 
+
+_FIGURES: Final = (".png", ".svg", ".pdf")
 
 _SELECTORS: Final = {
     "layer": ("GLOB", "Only layers whose name matches."),
@@ -91,6 +94,13 @@ def exit_code(error: NdtError) -> int:
     if isinstance(error, InvalidInputError | NotFoundError):
         return EXIT_USAGE
     return EXIT_EXPECTED
+
+
+def figure_path(path: str) -> str:
+    """Return the path of a picture when its name ends in a format that is drawn."""
+    if not path.lower().endswith(_FIGURES):
+        raise InvalidInputError(f"--figure {path!r} is no picture: end the name in {', '.join(_FIGURES)}.")
+    return path
 
 
 def tell(message: str) -> None:

@@ -1,4 +1,5 @@
 from .activations import dead_units, top_examples
+from .composition import composed_share, composition, composition_graph
 from .curves import growth, smoothness
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
@@ -6,6 +7,9 @@ from .style import save
 from .trajectories import jump_nulls, trajectories
 
 __all__ = [
+    "composed_share",
+    "composition",
+    "composition_graph",
     "dead_units",
     "dimensionality",
     "growth",
