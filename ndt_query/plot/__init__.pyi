@@ -1,6 +1,7 @@
 from .activations import dead_units, top_examples
-from .composition import composed_share, composition, composition_graph
+from .composition import composed_share, composition
 from .curves import growth, smoothness
+from .graphs import composition_graph
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
 from .style import save

@@ -114,6 +114,13 @@ def test_compose__needs_both_the_threshold_and_the_null(layers, rng):
     assert not lax["composed"].any()
 
 
+@pytest.mark.parametrize("n_permutations", [19, 20, 39, 59, 99])
+def test_compose__finds_one_unit_with_as_few_shuffles_as_it_takes(layers, n_permutations):
+    # With 19, q is 0.05 itself, give or take its rounding.
+    found = nq.compose(*layers, n_permutations=n_permutations, interval="none")
+    assert found["composed"].sum() == 1
+
+
 def test_compose__null_is_the_score_of_shuffled_examples(layers):
     early, late = (one.isel(checkpoint=1) for one in layers)
     found = nq.compose(early, late, n_permutations=19, seed=7, interval="none")
