@@ -118,7 +118,7 @@ def _rows(pair: tuple[str, str], result: xr.Dataset, step: int, top: int) -> lis
         parts = zip(one["early_unit"].values[:CONTRIBUTORS], one["coefficient"].values[:CONTRIBUTORS], strict=True)
         row = {name: one[name].item() for name in ("unit", "r2", "r2_low", "r2_high", "q_value", "composed")}
         row |= {"early": pair[0], "late": pair[1], "checkpoint": step, "null_95": null}
-        row["contributors"] = ", ".join(f"{unit} ({weight:+.2f})" for unit, weight in parts if unit >= 0)
+        row["contributors"] = ", ".join(f"{unit} ({weight:.2f})" for unit, weight in parts if unit >= 0)
         rows.append(row)
     return rows
 

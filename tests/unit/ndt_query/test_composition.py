@@ -1,6 +1,7 @@
 """Composition: planted sums are found with their parts, noise gives nothing, and promises about bad input hold."""
 
 import json
+import tracemalloc
 
 import dask
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import ndt_query as nq
-from ndt_query.composing import LEVEL
+from ndt_query.composing import LEVEL, Composing
 from ndt_query.composition import ALPHAS
 from ndt_store import open_store
 from ndt_store.errors import DimensionError, InvalidInputError, MemoryBudgetError, NotFoundError
@@ -76,11 +77,11 @@ def test_compose__equals_the_nested_search_of_scikit_learn(layers):
 def test_compose__of_noise_composes_nothing_where_the_in_sample_score_is_high(rng):
     # The study's own case: n = 160 examples, p = 128 units, and an R2 of 0.76 on the training data.
     early, late = labelled(rng.standard_normal((1, 160, 128))), labelled(rng.standard_normal((1, 160, 64)))
-    found = nq.compose(early, late, alphas=[10.0]).isel(checkpoint=0)
+    found = nq.compose(early, late, alphas=[10.0], interval="none").isel(checkpoint=0)
     assert 0.7 < found["r2_in_sample"].mean() < 0.82
     assert (found["r2"] < 0).all()
     assert not found["composed"].any()
-    free = nq.compose(early, late).isel(checkpoint=0)
+    free = nq.compose(early, late, interval="none").isel(checkpoint=0)
     assert free["r2"].mean() <= 0
     assert free["r2"].max() < 0.2
     assert not free["composed"].any()
@@ -273,6 +274,18 @@ def test_compose__keeps_to_the_budget(layers):
         nq.compose(early, late, memory="10 MB")
     with dask.config.set(scheduler="synchronous"):
         nq.compose(early, late, memory="40 MB").compute()
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(200, 96, 64), (120, 160, 16), (900, 32, 48)])
+def test_compose__takes_no_more_memory_than_it_projects(rng, n, p, q):
+    asking = Composing(ALPHAS, deal_groups(n, 10), 5, 10, 0.7, 19, "jackknife", 0.95, 0, np.arange(p))
+    rows = rng.standard_normal((1, n, p)), rng.standard_normal((1, n, q))
+    tracemalloc.start()
+    asking(*rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    projected = asking.nbytes(n, p, q)
+    assert projected / 4 < peak < projected
 
 
 def test_compose__repeats_by_its_seed_and_says_what_it_did(layers):
