@@ -75,10 +75,10 @@ class Composing:
     seed: int
     labels: NDArray[np.int64]
 
-    def __call__(self, early: F64, late: F64) -> tuple[NDArray[Any], ...]:
+    def __call__(self, early: F64, late: F64) -> Mapping[str, NDArray[Any]]:
         """Return what `OUTPUTS` names, from rows (checkpoint, example, unit) of both layers."""
         found = [self._one(x, y) for x, y in zip(early, late, strict=True)]
-        return tuple(np.stack([one[name] for one in found]) for name in OUTPUTS)
+        return {name: np.stack([one[name] for one in found]) for name in OUTPUTS}
 
     def _one(self, x: F64, y: F64) -> dict[str, NDArray[Any]]:
         known = np.isfinite(y).all(axis=0) & bool(np.isfinite(x).all())
@@ -92,12 +92,15 @@ class Composing:
         return whole
 
     def _unknown(self, n_units: int) -> dict[str, NDArray[Any]]:
-        sizes = {UNIT: n_units, "rank": self.k, "fold": self.folds, "permutation": self.n_permutations}
-        fills = {"float64": np.nan, "bool": False, "int64": -1}
+        sizes, fills = self.sizes(n_units), {"float64": np.nan, "bool": False, "int64": -1}
         return {
             name: np.full([sizes[dim] for dim in dims], fills[kind], dtype=kind)
             for name, (dims, kind) in OUTPUTS.items()
         }
+
+    def sizes(self, n_units: int) -> dict[str, int]:
+        """Extents of the dimensions in `OUTPUTS`."""
+        return {UNIT: n_units, "rank": self.k, "fold": self.folds, "permutation": self.n_permutations}
 
     def _finite(self, x: F64, y: F64) -> dict[str, NDArray[Any]]:
         design = self._design(x, slice(None))

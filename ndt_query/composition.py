@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
+import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
-from ndt_query.composing import EARLY, LEVEL, OUTPUTS, Composing
+from ndt_query.composing import LEVEL, OUTPUTS, Composing
 from ndt_query.inputs import canonical, one_of, require_count, require_number
 from ndt_query.intervals import require_level
 from ndt_query.layers import OneLayer, activations_of, described
 from ndt_query.passes import reduce_values
+from ndt_query.reduce import pick
 from ndt_query.reductions import RowsOfExamples
+from ndt_query.threads import TASK_PREFIX, install
 from ndt_store.dims import CHECKPOINT, EXAMPLE, UNIT
 from ndt_store.errors import DimensionError, InvalidInputError
 from ndt_store.views.samples import deal_groups
@@ -80,7 +85,7 @@ def compose(
     Returns
     -------
     Dataset
-        Over (checkpoint, unit) with the units of the late layer; lazy where either array is, best computed at once:
+        Over (checkpoint, unit) with the units of the late layer; lazy where either array is, and best computed at once:
 
         ``r2``
             1 - SSE / SST over all held-out examples. SST is about the mean of each fold's *training part*, the best
@@ -131,8 +136,8 @@ def compose(
     from second moments of each fold: an eigendecomposition, p^3, of each of the 1 + folds (folds + 1) / 2 training
     parts serves all penalties, units and shuffles; a shuffle then costs about ``folds (folds - 1)`` times the number of
     penalties times ``min(n / folds, p) p q`` products, 0.1 s for n = 500, p = 128, q = 256 on one core. Memory: about
-    8 p^2 folds^2 / 2 bytes a checkpoint in work, and 16 MB of shuffles. The matrices of lazy layers are held to the
-    budget.
+    8 p^2 folds^2 / 2 bytes a checkpoint in work, and 16 MB of shuffles; all of it is held to the budget, for
+    arrays in memory too.
 
     The folds, penalties and R2 are those of scikit-learn's `GridSearchCV` of ``StandardScaler`` and ``Ridge`` by mean
     squared error, nested in the same folds. Standardisation sees training parts only.
@@ -144,7 +149,7 @@ def compose(
 
     The interval is for the R2 that coefficients fitted to so many examples have on others of the same distribution.
     Each group is left out of fits, choices of the penalty and scores alike, at ``2 folds`` times the
-    eigendecompositions; leaving out its scores alone would hold the truth in as few as 75% where p is near n.
+    eigendecompositions; leaving out its scores alone would hold the truth in three quarters where p is near n.
     docs/explanation/statistics.md says how often it is right. More examples would fit better: with p near n, R2 itself
     is lower than what more examples would find.
 
@@ -189,10 +194,10 @@ def compose(
         reduce_values(one, acts, RowsOfExamples(n, positions), what="compose", memory=memory)["rows"]
         for one, acts in zip(given, (x, y), strict=True)
     ]
-    if any(one.chunks is not None for one in rows):
-        _check_memory(asking, rows[0].shape, rows[1].shape[2], memory)
-        rows = [one.chunk({CHECKPOINT: 1, EXAMPLE: -1, UNIT: -1}) for one in rows]
-    found = _asked(asking, xr.Variable((CHECKPOINT, EXAMPLE, EARLY), rows[0].data), rows[1])
+    lazy = any(one.chunks is not None for one in rows)
+    x_rows, y_rows = (one.chunk({CHECKPOINT: 1, EXAMPLE: -1, UNIT: -1}).data for one in rows)
+    _check_memory(asking, x_rows.shape, y_rows.shape[2], memory)
+    found = _asked(asking, x_rows, y_rows)
     parameters = {
         "alphas": list(penalties), "folds": folds, "positions": positions, "k": k, "threshold": threshold,
         "n_permutations": n_permutations, "interval": interval, "confidence": confidence, "seed": seed,
@@ -201,18 +206,27 @@ def compose(
     result = described(found, y, "linear composition of each unit from an early layer", parameters, squeeze=squeeze)
     if "layer" in x.attrs:
         result.attrs["early_layer"] = x.attrs["layer"]
-    return result
+    return result if lazy else result.compute()
 
 
-def _asked(asking: Composing, early: xr.Variable, late: xr.Variable) -> dict[str, xr.Variable]:
-    found = xr.apply_ufunc(
-        asking, early, late, input_core_dims=[[EXAMPLE, EARLY], [EXAMPLE, UNIT]],
-        output_core_dims=[list(dims) for dims, _ in OUTPUTS.values()], dask="parallelized",
-        output_dtypes=[kind for _, kind in OUTPUTS.values()],
-        dask_gufunc_kwargs={"output_sizes": {"rank": asking.k, "fold": asking.folds,
-                                             "permutation": asking.n_permutations}},
-    )  # fmt: skip
-    return dict(zip(OUTPUTS, found, strict=True))
+def _asked(asking: Composing, early: da.Array, late: da.Array) -> dict[str, xr.Variable]:
+    """One task a checkpoint, for values in memory too: tasks run with one BLAS thread each, see `ndt_query.threads`."""
+    install()
+    token = tokenize(asking, early.name, late.name)
+    solve = f"{TASK_PREFIX}compose-{token}"
+    steps = range(early.numblocks[0])
+    tasks = {(solve, c): (asking, (early.name, c, 0, 0), (late.name, c, 0, 0)) for c in steps}
+    layers: dict[str, Any] = {**early.dask.layers, **late.dask.layers, solve: tasks}
+    needs = {**early.dask.dependencies, **late.dask.dependencies}
+    needs[solve] = {*early.__dask_layers__(), *late.__dask_layers__()}
+    sizes, found = asking.sizes(late.shape[2]), {}
+    for name, (dims, kind) in OUTPUTS.items():
+        key = f"{TASK_PREFIX}{name}-{token}"
+        picks: dict[Any, Any] = {(key, c, *(0,) * len(dims)): (pick, (solve, c), name) for c in steps}
+        graph = HighLevelGraph({**layers, key: picks}, {**needs, key: {solve}})
+        chunks = (early.chunks[0], *((sizes[dim],) for dim in dims))
+        found[name] = xr.Variable((CHECKPOINT, *dims), da.Array(graph, key, chunks=chunks, dtype=np.dtype(kind)))
+    return found
 
 
 def _as_penalties(alphas: Sequence[float]) -> tuple[float, ...]:

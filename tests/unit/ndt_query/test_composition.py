@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 import ndt_query as nq
 from ndt_query.composing import LEVEL, Composing
@@ -254,6 +255,22 @@ def test_compose__of_any_chunks_equals_the_dense_answer(layers, chunks):
     xr.testing.assert_allclose(lazy.compute(), dense, rtol=1e-9)
 
 
+def test_compose__takes_one_layer_in_memory_and_the_other_lazily(layers):
+    early, late = layers
+    found = nq.compose(early, late.chunk({"checkpoint": 1}), interval="none")
+    assert found["r2"].chunks is not None
+    np.testing.assert_allclose(found["r2"], nq.compose(early, late, interval="none")["r2"], rtol=1e-9)
+
+
+def test_compose__of_the_maximum_of_positions_with_a_nan_is_nan(layers):
+    early, late = layers
+    values = late.values[..., None].repeat(3, axis=-1)[..., None].copy()
+    values[0, 3, 1, 2, 0] = np.nan
+    found = nq.compose(early, labelled(values), positions="max", interval="none")
+    assert np.isnan(found["r2"]).values[0].tolist() == [False, True, False, False, False]
+    assert found["nan_count"].values[0].tolist() == [0, 1, 0, 0, 0]
+
+
 def test_compose__reads_each_block_once_when_it_is_computed(tmp_path):
     made = simulate_store(tmp_path / "s.zarr", n_examples=40).store
     store = open_store(CountingStorage(made.catalogue.storage.root), chunk_nbytes=4096)
@@ -276,12 +293,30 @@ def test_compose__keeps_to_the_budget(layers):
         nq.compose(early, late, memory="40 MB").compute()
 
 
-@pytest.mark.parametrize(("n", "p", "q"), [(200, 96, 64), (120, 160, 16), (900, 32, 48)])
-def test_compose__takes_no_more_memory_than_it_projects(rng, n, p, q):
+@pytest.mark.parametrize("lazily", [False, True])
+def test_compose__solves_with_one_thread_of_blas(layers, monkeypatch, lazily):
+    seen = []
+    solve = Composing._one
+
+    def watched(self, x, y):
+        seen.extend(one["num_threads"] for one in ThreadpoolController().info() if one["user_api"] == "blas")
+        return solve(self, x, y)
+
+    monkeypatch.setattr(Composing, "_one", watched)
+    with threadpool_limits(2):
+        nq.compose(*(one.chunk() if lazily else one for one in layers), interval="none").compute()
+    assert seen
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(200, 64, 32), (60, 96, 8), (900, 16, 16)])
+def test_compose__takes_no_more_memory_than_it_projects(rng, monkeypatch, n, p, q):
+    monkeypatch.setattr("ndt_query.kernels.ridge.BATCH_NBYTES", 1 << 20)
     asking = Composing(ALPHAS, deal_groups(n, 10), 5, 10, 0.7, 19, "jackknife", 0.95, 0, np.arange(p))
     rows = rng.standard_normal((1, n, p)), rng.standard_normal((1, n, q))
     tracemalloc.start()
-    asking(*rows)
+    with threadpool_limits(1):
+        asking(*rows)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     projected = asking.nbytes(n, p, q)

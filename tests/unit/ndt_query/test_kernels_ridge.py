@@ -6,12 +6,20 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from ndt_query.kernels.ridge import Design, column_nbytes
 from ndt_query.kernels.selectivity import normalised
 
 ALPHAS = 10.0 ** np.arange(-2, 7)
 FOLDS = 5
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Products this small take longer on two threads, and much longer beside other work."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture
