@@ -95,6 +95,10 @@ INTERVALS: Final = (
     _case("the same, n = 100", NOMINAL, d.of_dimension, "participation_ratio_corrected", 100),
     _case("`jackknife`, plain participation ratio, n = 500", NOMINAL, d.of_dimension, "participation_ratio", 500),
     _case("the same, n = 100", (0.87, 0.94), d.of_dimension, "participation_ratio", 100),
+    _case("`compose`, R2 from 20 early units that explain 85%, n = 500", NOMINAL, d.of_composition, 500, 20, 0.85),
+    _case("the same, n = 150", (0.94, 1.0), d.of_composition, 150, 20, 0.85),
+    _case("the same, that explain 50%", (0.94, 1.0), d.of_composition, 150, 20, 0.5),
+    _case("the same, from 100 that explain 85%", (0.94, 1.0), d.of_composition, 150, 100, 0.85),
     _case("`block_bootstrap`, t, mean of white noise, n = 400", NOMINAL, d.of_blocks, "t", d.autoregressive, 0.0, 400),
     _case("the same, AR(1), rho = 0.5", NOMINAL, d.of_blocks, "t", d.autoregressive, 0.5, 400),
     _case("the same, AR(1), rho = 0.9", NOMINAL, d.of_blocks, "t", d.autoregressive, 0.9, 400),
@@ -134,6 +138,7 @@ INTERVALS: Final = (
 TESTS: Final = (
     _case("`permutation_null`, labels of exponential data, n = 20", LEVEL, d.of_labels, 20),
     _case("`paired_permutation_test`, exponential data, n = 8", LEVEL, d.of_swaps, 8),
+    _case("`compose`, any of 30 units of noise above its shuffles, n = 60", LEVEL, d.of_no_composition, 60, 8, 30),
     _case("`fit_growth`, white noise, n = 100", LEVEL, d.of_no_growth, 0.0, 100),
     _case("the same, AR(1), rho = 0.9", LEVEL, d.of_no_growth, 0.9, 100),
     _case("the same, random walk", (0.03, 0.09), d.of_no_growth, 1.0, 100),

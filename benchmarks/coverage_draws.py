@@ -100,6 +100,32 @@ def of_dimension(measure: str, n: int) -> float:
     return held(found[f"{measure}_low"], found[f"{measure}_high"], truth)
 
 
+@functools.cache
+def compositions_found(n: int, p: int, share: float) -> xr.Dataset:
+    """Late units of which five of p early units explain a share; checkpoints are draws."""
+    rng = np.random.default_rng(SEED)
+    n_draws, q = DRAWS // 8, 8
+    early = rng.standard_normal((n_draws, n, p))
+    signal = early[..., :5].sum(axis=-1, keepdims=True) * np.sqrt(share / 5)
+    late = signal + np.sqrt(1 - share) * rng.standard_normal((n_draws, n, q))
+    dims = ("checkpoint", "example", "unit")
+    return nq.compose(xr.DataArray(early, dims=dims), xr.DataArray(late, dims=dims), n_permutations=19)
+
+
+def of_composition(n: int, p: int, share: float) -> float:
+    """Jackknife interval of held-out R2, whose truth is its mean over draws: each is unbiased."""
+    found = compositions_found(n, p, share)
+    return held(found["r2_low"], found["r2_high"], found["r2"].mean().item())
+
+
+def of_no_composition(n: int, p: int, q: int) -> float:
+    """Share of draws of noise in which any late unit stands out from the shuffled ones."""
+    early, late = (np.random.default_rng((SEED, part)).standard_normal((DRAWS, n, k)) for part, k in enumerate((p, q)))
+    dims = ("checkpoint", "example", "unit")
+    found = nq.compose(xr.DataArray(early, dims=dims), xr.DataArray(late, dims=dims), interval="none")
+    return float((found["q_value"] <= 0.05).any("unit").mean())
+
+
 def autoregressive(rho: float, *shape: int) -> Array:
     """Stationary noise of variance 1 along the last axis; a random walk of unit steps at rho = 1."""
     noise = np.random.default_rng(SEED).standard_normal(shape)

@@ -1,10 +1,13 @@
 from . import plot
 from .activity import neuron_importance, unit_moments
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
+from .composition import compose
 from .filters import examples_above
 from .firing import dead_units, newly_active_units
 from .gallery import cam_gallery
 from .geometry import dimensionality
+from .graphml import write_graphml
+from .graphs import compose_pairs, composition_graph
 from .growth import fit_growth
 from .inference import (
     Interval,
@@ -47,6 +50,9 @@ __all__ = [
     "class_cams",
     "class_means",
     "clopper_pearson",
+    "compose",
+    "compose_pairs",
+    "composition_graph",
     "correct_examples",
     "dead_units",
     "detect_jumps",
@@ -74,4 +80,5 @@ __all__ = [
     "top_examples",
     "unit_moments",
     "waking_units",
+    "write_graphml",
 ]

@@ -25,6 +25,7 @@ __all__ = [
     "RootLike",
     "StoreLike",
     "Whole",
+    "activations_of",
     "described",
     "each_layer",
     "per_layer",
@@ -100,7 +101,7 @@ def per_unit(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> Pe
     @functools.wraps(question)
     def ask(data: Any, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset | xr.DataTree:
         if isinstance(data, xr.DataArray | xr.Dataset):
-            return question(_array(data), *args, **kwargs)
+            return question(activations_of(data), *args, **kwargs)
         layers = dict(each_layer(data))
         _require_apart(layers)
         return xr.DataTree.from_dict({layer: question(acts, *args, **kwargs) for layer, acts in layers.items()})
@@ -114,7 +115,7 @@ def per_layer(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> P
     @functools.wraps(question)
     def ask(data: Any, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
         if isinstance(data, xr.DataArray | xr.Dataset):
-            return question(_array(data), *args, **kwargs)
+            return question(activations_of(data), *args, **kwargs)
         answers = {layer: question(acts, *args, **kwargs) for layer, acts in each_layer(data)}
         return _stacked(answers)
 
@@ -185,7 +186,14 @@ def _tree_layers(tree: xr.DataTree, kind: str) -> Iterator[tuple[str, xr.DataArr
             yield name, node.to_dataset()[kind].assign_coords(labels).assign_attrs(layer=name, kind=kind)
 
 
-def _array(data: OneLayer) -> xr.DataArray:
+def activations_of(data: OneLayer) -> xr.DataArray:
+    """Return the activations of a layer's Dataset, and an array as it is.
+
+    Raises
+    ------
+    NotFoundError
+        The Dataset has none.
+    """
     if isinstance(data, xr.DataArray):
         return data
     if ACTIVATIONS in data:

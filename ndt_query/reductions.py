@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_query.reduce import Output
-from ndt_store.dims import CLASS, UNIT
+from ndt_store.dims import CLASS, EXAMPLE, UNIT
 from ndt_store.views import classes, moments, topk
-from ndt_store.views.blocks import Array, Block
+from ndt_store.views.blocks import Array, Block, position_means
 
-__all__ = ["RANK", "ClassReduction", "MomentsReduction", "TopReduction"]
+__all__ = ["RANK", "ClassReduction", "MomentsReduction", "RowsOfExamples", "TopReduction"]
 
 RANK: Final = "rank"
 _FIELD_NBYTES: Final = 8 * 10
@@ -120,3 +120,35 @@ class ClassReduction:
     def state_nbytes(self, n_checkpoints: int, n_examples: int, n_units: int) -> int:  # noqa: ARG002
         """One number a class and unit."""
         return 8 * n_checkpoints * n_units * (self.n_classes + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RowsOfExamples:
+    """One row an example: the mean over positions, or their maximum, of each unit; NaN where a position is NaN."""
+
+    n_examples: int
+    positions: str
+    by_unit: bool = True
+    working_factor: float = 1.0
+
+    def update(self, block: Block, start: int) -> NDArray[np.float64]:  # noqa: ARG002
+        """Rows of one block, (checkpoint, example, unit)."""
+        if self.positions == "mean":
+            return position_means(block)
+        return np.asarray(block.max(axis=(2, 4)), dtype=np.float64)
+
+    def merge(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Join the rows of neighbouring runs of examples."""
+        return np.concatenate([left, right], axis=1)
+
+    def finalise(self, state: NDArray[np.float64]) -> Mapping[str, Array]:
+        """Return the rows."""
+        return {"rows": state}
+
+    def outputs(self) -> Mapping[str, Output]:
+        """Return one number for each example and unit."""
+        return {"rows": Output((EXAMPLE, UNIT), (self.n_examples, 0), "float64")}
+
+    def state_nbytes(self, n_checkpoints: int, n_examples: int, n_units: int) -> int:
+        """Return the size of the rows."""
+        return 8 * n_checkpoints * n_examples * n_units

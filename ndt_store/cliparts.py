@@ -34,6 +34,7 @@ __all__ = [
     "explain_option",
     "format_option",
     "in_turn",
+    "require_picture",
     "selection_options",
     "store_argument",
     "tell",

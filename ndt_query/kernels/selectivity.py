@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ndt_store.views.blocks import spans
 from ndt_store.views.classes import one_hot
 
-__all__ = ["STATISTICS", "auroc", "average_ranks", "class_sums", "dprime", "index", "permutation_counts"]
+__all__ = ["STATISTICS", "auroc", "average_ranks", "class_sums", "dprime", "index", "normalised", "permutation_counts"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -134,12 +134,12 @@ def statistics(values: F64, codes: I64, counts: I64, wanted: str, signed: NDArra
     signed : ndarray of bool (unit,)
         Units with negative values, for which the index is not defined.
     """
-    values = _normalised(values)
+    values = normalised(values)
     ranks = average_ranks(values) if wanted in ("auroc", "all") else None
     return _statistics(values, ranks, codes, counts, wanted, signed)
 
 
-def _normalised(values: F64) -> F64:
+def normalised(values: F64) -> F64:
     """Scale units to a magnitude of about 1, and make those that vary by rounding alone constant.
 
     No statistic here depends on the scale, but squares of very large or small activations leave the range of float64.
@@ -207,7 +207,7 @@ def permutation_counts(
         Number of permutations and the seed that makes them repeatable.
     """
     counts = np.bincount(codes, minlength=n_classes)
-    values = _normalised(values)
+    values = normalised(values)
     ranks = average_ranks(values) if statistic == "auroc" else None
     observed = _tested(_statistics(values, ranks, codes, counts, statistic, signed), statistic, signed)
     with np.errstate(invalid="ignore"):

@@ -1,6 +1,8 @@
 from .activations import dead_units, top_examples
 from .cams import cams, class_cams
+from .composition import composed_share, composition
 from .curves import growth, smoothness
+from .graphs import composition_graph
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
 from .style import save
@@ -10,6 +12,9 @@ from .waking import waking_units
 __all__ = [
     "cams",
     "class_cams",
+    "composed_share",
+    "composition",
+    "composition_graph",
     "dead_units",
     "dimensionality",
     "growth",

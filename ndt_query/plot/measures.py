@@ -29,7 +29,7 @@ from ndt_query.plot.style import (
 from ndt_store.dims import CHECKPOINT
 from ndt_store.views.spectrum import MEASURES
 
-__all__ = ["dimensionality", "performance", "selectivity"]
+__all__ = ["bands", "columns_of", "dimensionality", "performance", "selectivity"]
 
 NAMES: Final = {
     "stable_rank": "stable rank",
@@ -139,7 +139,7 @@ def selectivity(result: Result, *, measure: str = "auto") -> Figure:
     one_of("measure", measure, ("auto", "selectivity_index", "d_prime", "auroc"))
     parts = results_by_layer(result)
     tested = any(bool(part["q_value"].notnull().any()) for part in parts.values())
-    n_columns = _columns(len(parts))
+    n_columns = columns_of(len(parts))
     n_rows = math.ceil(len(parts) / n_columns)
     width = min(DOUBLE_COLUMN, 2.2 * n_columns + 0.6)
     rows = [1.6, 1] if tested else [1]
@@ -155,7 +155,7 @@ def selectivity(result: Result, *, measure: str = "auto") -> Figure:
         axes = figure.add_subplot(grid[row * len(rows), column], sharey=upper.get(drawn))
         upper.setdefault(drawn, axes)
         steps = part[CHECKPOINT].values
-        _bands(axes, steps, part[drawn].values)
+        bands(axes, steps, part[drawn].values)
         axes.set_title(f"{plain(name, 20)}  ({part.sizes['unit']} units)")
         named = column == 0 or drawn != left
         left = drawn
@@ -180,7 +180,7 @@ def _intervals_text(result: xr.Dataset, confidence: float) -> str:
     return f"{confidence:.0%} intervals over {n} examples" if n else f"{confidence:.0%} intervals over examples"
 
 
-def _columns(n_panels: int) -> int:
+def columns_of(n_panels: int) -> int:
     """Columns that leave the fewest places empty, the most of them where that is the same."""
     if n_panels <= COLUMNS:
         return n_panels
@@ -194,7 +194,8 @@ def _defined_measure(part: xr.Dataset) -> str:
     return "selectivity_index" if bool(defined.mean() >= 0.5) else "auroc"
 
 
-def _bands(axes: Any, steps: NDArray[Any], values: NDArray[np.float64]) -> None:
+def bands(axes: Any, steps: NDArray[Any], values: NDArray[np.float64]) -> None:
+    """Draw quantiles of units (checkpoint, unit) over steps."""
     # A layer may be all NaN at some checkpoint, which has no quantiles.
     quantiles = np.full((5, len(steps)), np.nan)
     for c, row in enumerate(values):
