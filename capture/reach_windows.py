@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -82,12 +83,16 @@ def adaptively_pooled(call: Call) -> list[Reach]:
             reach = slid(reach, axis, n_in // n_out, n_in // n_out, 0, 1, n_out)
         else:
             bins = [(place * n_in // n_out, -(-(place + 1) * n_in // n_out)) for place in range(n_out)]
-            reach = reach.mapped(
-                lambda hull, axis=axis, bins=bins: torch.cat(  # type: ignore[misc]
-                    [hull.narrow(axis, first, last - first).amax(axis, keepdim=True) for first, last in bins], axis
-                )
-            )
+            reach = replace(reach.mapped(_in_bins(axis, bins)), jumps=(None,) * call.n_axes)
     return [reach] * len(call.outputs)
+
+
+def _in_bins(axis: int, bins: Sequence[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
+    def unite(hull: Tensor) -> Tensor:
+        parts = [hull.narrow(axis, first, last - first).amax(axis, keepdim=True) for first, last in bins]
+        return torch.cat(parts, axis)
+
+    return unite
 
 
 def padded_blank(call: Call) -> list[Reach]:
