@@ -205,8 +205,8 @@ class _Sums:
         if total - kept > LEAK * total:
             raise CaptureError(
                 f"Layer {where}, has {1 - kept / total:.1%} of its gradient outside of the field that follows from the "
-                "model's operators, expected 0%: its forward does something else when gradients are asked for; leave the "
-                "layer out."
+                "model's operators, expected 0%: its forward does something else when gradients are asked for; leave "
+                "the layer out."
             )
         self._total[place] += inside.sum(axis=0)
         for axis, margin in enumerate(self._margins):

@@ -2,6 +2,7 @@ from .activations import dead_units, top_examples
 from .curves import growth, smoothness
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
+from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
 
@@ -12,6 +13,7 @@ __all__ = [
     "interventions",
     "jump_nulls",
     "performance",
+    "receptive_fields",
     "save",
     "selectivity",
     "smoothness",
