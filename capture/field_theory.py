@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from capture.modelstate import borrowed
 from capture.naming import Site
-from capture.reach import NOTHING, Reach, of_input
+from capture.reach import Reach, of_input
 from capture.reach_tracing import ReachTracer
 from capture.running import ModuleStack
 from capture.structures import call_model, first_tensor, take_examples
@@ -123,11 +123,14 @@ def _field(site: Site, reach: Reach | None, n_axes: int, gaps: Sequence[str]) ->
     # Over its units, which see different windows where branches are concatenated.
     reach = reach.mapped(lambda hull: hull.amax(site.dims.index(UNIT) - 1))
     exact, virtual = _intervals(reach.exact), _intervals(reach.virtual)
-    if bool((torch.stack(reach.exact) == NOTHING).any()):
-        return no("some of its positions see nothing of the input")
+    blank = exact[0][0].isinf()
+    if bool(blank.all()):
+        return no("nothing of the input was seen to reach it")
     first, last = (tuple(float(one[end][position]) for one in exact) for end in (0, 1))
     if reach.sure and (sliding := _sliding(position, exact, virtual, reach, n_axes)):
         return sliding
+    if bool(blank.any()):
+        return no("some of its positions see nothing of the input, and the others no window that moves evenly")
     if all(bool((hull == hull.flatten()[0]).all()) for pair in exact for hull in pair):
         size = tuple(one - other + 1 for one, other in zip(last, first, strict=True))
         middle = tuple((one + other) / 2 for one, other in zip(last, first, strict=True))

@@ -162,10 +162,18 @@ def reduced(reach: Reach, dims: Sequence[int]) -> Reach:
 
 
 def rearranged(reach: Reach, exact: tuple[Tensor, ...], virtual: tuple[Tensor, ...]) -> Reach:
-    """Replace the hulls by ones whose values changed places; an axis stays where all from it on keep their sizes."""
+    """Replace the hulls by ones whose values changed places.
+
+    A field moves along the same axis as before where all from it on keep their sizes, else along the one that shows it.
+    """
     shape = exact[0].shape
-    axes = tuple(axis if axis is not None and shape[axis:] == reach.shape[axis:] else None for axis in reach.axes)
-    return replace(reach, exact=exact, virtual=virtual, axes=axes)
+    axes = [axis if axis is not None and shape[axis:] == reach.shape[axis:] else None for axis in reach.axes]
+    changed = replace(reach, exact=exact, virtual=virtual, axes=(None,) * len(axes))
+    for field, axis in enumerate(axes):
+        if axis is None:
+            moving = [d for d in range(-len(shape), 0) if shape[d] > 1 and changed.jump(field, d)]
+            axes[field] = moving[0] if len(moving) == 1 else None
+    return replace(changed, axes=tuple(axes))
 
 
 def resized(reach: Reach, shape: Sequence[int]) -> Reach:

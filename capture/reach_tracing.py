@@ -76,7 +76,8 @@ class ReachTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         if self._lost or all(self.reach(tensor) is None for tensor in given):
             return
-        rule = rule_for(func)
+        # Hulls are real numbers, of which the views of complex ones cannot be taken.
+        rule = None if any(tensor.is_complex() for tensor in (*given, *outputs)) else rule_for(func)
         in_place = name.endswith("_")
         if rule is None or (func._schema.is_mutable and not in_place and "batch_norm" not in name):
             self._give_up(func, outputs, in_place)
