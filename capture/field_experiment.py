@@ -21,7 +21,7 @@ from ndt_store.storage import Storage
 __all__ = ["EXPERIMENT", "Frame", "as_dataset", "held_fields"]
 
 EXPERIMENT: Final = "receptive_fields"
-MAP_DIMS: Final[Mapping[int, tuple[str, ...]]] = {1: ("column",), 2: ("row", "column")}
+MAP_DIMS: Final[Mapping[int, tuple[str, ...]]] = {1: ("field_column",), 2: ("field_row", "field_column")}
 
 _NAMES: Final = {
     "size": ("size of the theoretical receptive field, padding included", "pixel"),
@@ -87,7 +87,7 @@ def as_dataset(frame: Frame, maps: Sequence[Mapping[str, EffectiveMaps]], attrs:
     measured = (STEP, LAYER, UNIT)
     dataset["effective"] = ((*measured, *dims), effective)
     for dim, margin in zip(dims, margins, strict=True):
-        dataset[f"{dim}_mass"] = ((*measured, "group", dim), margin)
+        dataset[f"{dim.removeprefix('field_')}_mass"] = ((*measured, "group", dim), margin)
     dataset["group_size"] = ("group", np.bincount(frame.groups))
     dataset["weights_digest"] = (STEP, np.array(frame.digests, object))
     dataset = dataset.assign_coords({STEP: np.array(frame.steps)})

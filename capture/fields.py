@@ -109,10 +109,10 @@ def receptive_fields(
         Measured, over (step, layer, unit), where ``unit`` counts the units that were chosen and ``unit_index`` (layer,
         unit) says which they are, -1 where a layer has fewer than others:
 
-        ``effective`` (..., row, column), float32
+        ``effective`` (..., field_row, field_column), float32
             Mean over examples. It is cropped to the theoretical field: row 0 is input row ``crop_start`` (layer,
-            axis), of which there are ``crop_size``; beyond them NaN. Of series without ``row``.
-        ``row_mass`` (..., group, row), ``column_mass`` (..., group, column)
+            axis), of which there are ``crop_size``; beyond them NaN. Of series without ``field_row``.
+        ``row_mass`` (..., group, field_row), ``column_mass`` (..., group, field_column)
             Mean over the examples of a group, added up over columns, and over rows.
 
         ``group_size`` (group), ``input_size`` (axis), ``weights_digest`` (step). NaN nowhere else: a unit that is
@@ -152,7 +152,7 @@ def receptive_fields(
     >>> fields["size"].sel(axis="y").values.tolist(), fields["stride"].sel(axis="y").values.tolist()
     ([3.0, 4.0, 8.0], [1.0, 2.0, 2.0])
     >>> fields["effective"].dims
-    ('step', 'layer', 'unit', 'row', 'column')
+    ('step', 'layer', 'unit', 'field_row', 'field_column')
     """
     counts = {"n_examples": n_examples, "n_groups": n_groups, "batch_size": batch_size}
     for name, value in counts.items():

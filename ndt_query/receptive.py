@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.intervals import jackknife, require_level
+from ndt_query.kernels.widths import central_width
 from ndt_query.layers import software
 from ndt_store.dims import LAYER, STEP, UNIT, X, Y
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
@@ -28,7 +29,9 @@ SHARE: Final = 0.9545
 
 AXIS: Final = "axis"
 GROUP: Final = "group"
-MAP_DIMS: Final = {Y: "row", X: "column"}
+MAP_DIMS: Final = {Y: "field_row", X: "field_column"}
+"""Dims of maps; `row` and `column` are those of the inputs that a store holds."""
+MASSES: Final = {Y: "row_mass", X: "column_mass"}
 _THEORY: Final = ("size", "stride", "offset", "position", "first", "last", "crop_start", "crop_size", "kind", "reason")
 _WIDTHS: Final = {
     "width": ("length that holds 95.45% of the effective field", "pixel"),
@@ -67,7 +70,7 @@ def receptive_field(
             The theoretical field: how many pixels, how far from neighbour to neighbour, and where the centre of that of
             unit (0, 0) lies. NaN where ``reason`` (layer) says why. ``kind`` (layer) is "sliding", "global" (all units
             see the same, the stride is 0) or "unknown".
-        ``effective`` (step, layer, unit, row, column)
+        ``effective`` (step, layer, unit, field_row, field_column)
             Mean over examples of the absolute gradient of the central unit with respect to the input, summed over
             channels. Row 0 is input row ``crop_start`` (layer, axis), of which ``crop_size`` are kept; NaN beyond.
         ``width``, ``ratio`` (step, layer, unit, axis)
@@ -117,8 +120,8 @@ def receptive_field(
     ...         "first": (("layer", "axis"), [[2.0]]), "last": (("layer", "axis"), [[6.0]]),
     ...         "crop_start": (("layer", "axis"), [[2]]), "crop_size": (("layer", "axis"), [[5]]),
     ...         "kind": ("layer", ["sliding"]), "reason": ("layer", [""]), "input_size": ("axis", [9]),
-    ...         "effective": (("step", "layer", "unit", "column"), [[row[:1]]]),
-    ...         "column_mass": (("step", "layer", "unit", "group", "column"), [[[row]]]),
+    ...         "effective": (("step", "layer", "unit", "field_column"), [[row[:1]]]),
+    ...         "column_mass": (("step", "layer", "unit", "group", "field_column"), [[[row]]]),
     ...         "group_size": ("group", [8, 8, 8, 8]),
     ...     },
     ...     {"step": [0], "layer": ["conv"], "axis": ["x"], "unit_index": (("layer", "unit"), [[0]])},
@@ -222,10 +225,11 @@ def patch_bounds(field: xr.Dataset, y: int | None, x: int, input_shape: Sequence
     found = []
     for axis, extent in zip(axes, list(input_shape)[-len(axes) :], strict=True):
         one = field.sel({AXIS: axis})
-        # Of the one position of a layer that shows no stride, the offset is the centre itself.
-        moved = int(position[axis] or 0) * float(one["stride"]) if position[axis] else 0.0
+        # A layer of one position may show no stride; that position has its field all the same.
+        moved = float(one["stride"]) * int(position[axis] or 0) if position[axis] else 0.0
         low = float(one["offset"]) + moved - (float(one["size"]) - 1) / 2
-        start, stop = max(round(low), 0), min(round(low + float(one["size"])), extent) if math.isfinite(low) else 0
+        known = math.isfinite(low)
+        start, stop = (max(round(low), 0), min(round(low + float(one["size"])), extent)) if known else (0, 0)
         if start >= stop:
             raise InvalidInputError(
                 f"Position {position[axis]} along {axis} sees nothing of {extent} input positions: expected a position "
@@ -265,9 +269,8 @@ def _widths(fields: xr.Dataset) -> tuple[F64, F64]:
     whole, parts = [], []
     for axis in fields[AXIS].values:
         dim = MAP_DIMS[str(axis)]
-        masses = (
-            fields[f"{dim}_mass"].transpose(GROUP, STEP, LAYER, UNIT, dim).values * weights[:, None, None, None, None]
-        )
+        margins = fields[MASSES[str(axis)]].transpose(GROUP, STEP, LAYER, UNIT, dim)
+        masses = margins.values * weights[:, None, None, None, None]
         total = masses.sum(0)
         of_axis = fields.sel({AXIS: axis})
         centres = ((of_axis["first"] + of_axis["last"]) / 2 - of_axis["crop_start"]).values
@@ -276,32 +279,10 @@ def _widths(fields: xr.Dataset) -> tuple[F64, F64]:
         widths = np.full(both.shape[:-1], np.nan)
         for n, (centre, size) in enumerate(zip(centres, sizes, strict=True)):
             if math.isfinite(centre):
-                widths[:, :, n] = _width(both[:, :, n, :, :size], float(centre))
+                widths[:, :, n] = central_width(both[:, :, n, :, :size], float(centre), SHARE)
         whole.append(widths[0])
         parts.append(widths[1:])
     return np.stack(whole, -1), np.stack(parts, -1)
-
-
-def _width(mass: F64, centre: float) -> F64:
-    """Return the shortest lengths about a centre that hold `SHARE` of mass (group, ..., pixel), all groups first.
-
-    NaN where there is no mass.
-    """
-    edges = np.arange(mass.shape[-1] + 1) - 0.5
-    lengths = np.unique(np.concatenate([[0.0], 2 * np.abs(edges - centre)]))
-    # Share of each pixel within each length; between these lengths what is held grows evenly.
-    low, high = centre - lengths / 2, centre + lengths / 2
-    share = np.clip(np.minimum(edges[1:, None], high) - np.maximum(edges[:-1, None], low), 0, 1)
-    total = mass.sum(-1, keepdims=True)
-    # What rounding leaves of a group that is taken away is no mass.
-    there = total[..., 0] > 1e-9 * total[0, ..., 0]
-    held = np.divide(mass @ share, total, out=np.full((*mass.shape[:-1], len(lengths)), np.nan), where=there[..., None])
-    after = np.argmax(held >= SHARE, axis=-1)
-    before = np.maximum(after - 1, 0)
-    at = [np.take_along_axis(held, place[..., None], -1)[..., 0] for place in (before, after)]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = lengths[before] + (SHARE - at[0]) / (at[1] - at[0]) * (lengths[after] - lengths[before])
-    return np.asarray(np.where(there, found, np.nan))
 
 
 def _mean(values: F64, counted: Bools) -> F64:
@@ -309,4 +290,6 @@ def _mean(values: F64, counted: Bools) -> F64:
     weights = counted[..., None]
     n = weights.sum(-2)
     total = np.where(weights, values, 0.0).sum(-2)
-    return np.divide(total, n, out=np.full(total.shape, np.nan), where=np.broadcast_to(n > 0, total.shape))
+    means: F64 = np.full(total.shape, np.nan)
+    np.divide(total, n, out=means, where=np.broadcast_to(n > 0, total.shape))
+    return means

@@ -48,7 +48,7 @@ def receptive_fields(result: xr.Dataset) -> Figure:
     """
     if "layer_width" not in result or LAYER not in result.dims:
         raise DimensionError("The result has no layer_width over layers: pass that of receptive_field, of all layers.")
-    if "row" not in result["effective"].dims:
+    if "field_row" not in result["effective"].dims:
         raise DimensionError("The result is of series: its maps have no rows to draw, plot layer_width over layers.")
     names = [str(name) for name in result[LAYER].values]
     steps = result[STEP].values
@@ -56,9 +56,10 @@ def receptive_fields(result: xr.Dataset) -> Figure:
         names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(MOST_MAPS, len(names))).round().astype(int))
     ]
     rows = [0, len(steps) - 1] if len(steps) > 1 else [0]
-    height = len(rows) * DOUBLE_COLUMN / max(len(shown), 4) + 2.4
+    height = len(rows) * DOUBLE_COLUMN / max(len(shown), 4) + 2.6
     figure = Figure(figsize=(DOUBLE_COLUMN, height), layout="constrained")
-    above, below = (figure.add_subfigure(part) for part in figure.add_gridspec(2, 1, height_ratios=[height - 2.2, 2.2]))
+    parts = figure.add_gridspec(2, 1, height_ratios=[height - 2.4, 2.4])
+    above, below = figure.add_subfigure(parts[0]), figure.add_subfigure(parts[1])
     grid = above.subplots(len(rows), len(shown), squeeze=False)
     for r, step in enumerate(rows):
         for c, name in enumerate(shown):
@@ -77,7 +78,9 @@ def _map(axes: Axes, one: xr.Dataset) -> None:
     """Draw the mean map of a layer on the whole input."""
     extent = one["input_size"].values
     size, start = one["crop_size"].values, one["crop_start"].values
-    maps = one["effective"].transpose(UNIT, "row", "column").values.astype(np.float64)[:, : size[0], : size[1]]
+    maps = (
+        one["effective"].transpose(UNIT, "field_row", "field_column").values.astype(np.float64)[:, : size[0], : size[1]]
+    )
     masses = maps.sum((1, 2))
     whole = np.zeros(extent)
     seen = masses > 0
@@ -114,7 +117,7 @@ def _by_layer(axes: Axes, result: xr.Dataset, names: list[str], rows: list[int])
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("input pixels")
-    axes.legend(loc="upper left", handlelength=1.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handlelength=1.2, columnspacing=1.2)
 
 
 def _over_steps(axes: Axes, result: xr.Dataset, names: list[str]) -> None:
