@@ -16,8 +16,8 @@ def central_width(mass: F64, centre: float, share: float) -> F64:
     Parameters
     ----------
     mass : ndarray (group, ..., pixel)
-        Of each pixel, over which it lies evenly; no mass is negative. The first group is the one that others are part of:
-        what rounding leaves of it, one part in 10^9, is no mass.
+        Of each pixel, over which it lies evenly; no mass is negative. The first group holds what is in the others and
+        more: what rounding leaves of it there, one part in 10^9, is no mass.
     centre : float
         In pixels; 0 is the middle of the first.
     share : float
