@@ -5,6 +5,7 @@ from .curves import growth, smoothness
 from .graphs import composition_graph
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
+from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
 from .waking import waking_units
@@ -21,6 +22,7 @@ __all__ = [
     "interventions",
     "jump_nulls",
     "performance",
+    "receptive_fields",
     "save",
     "selectivity",
     "smoothness",

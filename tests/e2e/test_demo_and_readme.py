@@ -148,4 +148,4 @@ def test_the_readme_names_every_command_and_which_of_them_have_formats():
     assert not [name for name in commands if not re.search(rf"`(ndt )?{name}\b|ndt {name}\b|make {name}\b", text)]
     (sentence,) = re.findall(r"([^.\n]*) take `--format", text)
     with_format = {name for name, command in commands.items() if "--format" in str([p.opts for p in command.params])}
-    assert set(re.findall(r"`(\w+)`", sentence)) == with_format
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == with_format
