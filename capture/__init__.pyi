@@ -1,5 +1,6 @@
 from .checkpoints import list_checkpoints, load_weights, save_weights, weights_digest
 from .data import load_data
+from .fields import receptive_fields
 from .forecast import Forecast
 from .interventions import run_interventions
 from .models import build_model, register_model
@@ -23,6 +24,7 @@ __all__ = [
     "load_recipe",
     "load_weights",
     "plan",
+    "receptive_fields",
     "register_model",
     "run_interventions",
     "save_weights",

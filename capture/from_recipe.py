@@ -1,23 +1,27 @@
-"""From a recipe to a store: what `ndt capture` and `ndt plan` do, as functions."""
+"""From a recipe to a store: what `ndt capture`, `ndt plan` and `ndt receptive-fields` do, as functions."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from capture._training_state import chosen_steps
 from capture.checkpoints import list_checkpoints
+from capture.fields import receptive_fields
 from capture.forecast import Forecast
 from capture.modelstate import as_device
 from capture.recipe import Recipe
 from capture.run import capture
 from capture.session import Session
-from ndt_store.errors import NotFoundError
+from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 from ndt_store.storage import Storage
 
-__all__ = ["capture_recipe", "plan_recipe"]
+__all__ = ["capture_recipe", "fields_of_recipe", "plan_recipe", "trained_checkpoints"]
 
 
 def capture_recipe(
@@ -56,6 +60,72 @@ def capture_recipe(
         As `capture.capture` does.
     """
     place = as_device(device)
+    recipe, steps = trained_checkpoints(recipe, checkpoints)
+    data = recipe.probe_data(data_dir)
+    model = recipe.build_model(data).to(place)
+    return capture(
+        model, data, store=store, checkpoints=steps, progress=progress, check_disk=check_disk, **_options(recipe)
+    )
+
+
+def fields_of_recipe(
+    recipe: Recipe,
+    store: str | os.PathLike[str] | Storage,
+    checkpoints: str | os.PathLike[str],
+    *,
+    steps: Sequence[int] | None = None,
+    layers: Sequence[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> xr.Dataset:
+    """Find the receptive fields of the weights that a recipe's training kept, and write them into its store.
+
+    Parameters
+    ----------
+    recipe, store, checkpoints, data_dir, device
+        As in `capture_recipe`.
+    steps : sequence of int, optional
+        Some of the checkpoints, by default all.
+    layers : sequence of str, optional
+        By default those of the recipe's ``[capture]``.
+    **options
+        As in `capture.receptive_fields`.
+
+    Raises
+    ------
+    InvalidInputError
+        A step is no checkpoint of the recipe.
+    NdtError
+        As `capture_recipe` and `capture.receptive_fields` do.
+    """
+    place = as_device(device)
+    recipe, found = trained_checkpoints(recipe, checkpoints)
+    missing = sorted(set(steps or ()) - set(recipe.training.checkpoints))
+    if missing:
+        raise InvalidInputError(
+            f"Step {missing[0]} is no checkpoint of recipe {recipe.name!r}, expected some of "
+            f"{', '.join(map(str, recipe.training.checkpoints))}."
+        )
+    data = recipe.probe_data(data_dir)
+    return receptive_fields(
+        recipe.build_model(data).to(place),
+        data,
+        layers=list(layers or recipe.capture.layers),
+        store=store,
+        checkpoints=[(step, weights) for step, weights in found if not steps or step in steps],
+        **options,
+    )
+
+
+def trained_checkpoints(recipe: Recipe, checkpoints: str | os.PathLike[str]) -> tuple[Recipe, list[tuple[int, Path]]]:
+    """Return a recipe with the checkpoints that its training kept, and the files of them.
+
+    Raises
+    ------
+    NotFoundError
+        One of them is not in the folder.
+    """
     chosen = chosen_steps(checkpoints)
     recipe = recipe if chosen is None else recipe.with_checkpoints(chosen)
     found = dict(list_checkpoints(checkpoints)) if Path(checkpoints).is_dir() else {}
@@ -65,12 +135,7 @@ def capture_recipe(
             f"{checkpoints} lacks {len(missing)} of {len(recipe.training.checkpoints)} checkpoints of recipe "
             f"{recipe.name!r}, the first is step {missing[0]}: run `ndt train` with this recipe and folder first."
         )
-    data = recipe.probe_data(data_dir)
-    steps = [(step, found[step]) for step in recipe.training.checkpoints]
-    model = recipe.build_model(data).to(place)
-    return capture(
-        model, data, store=store, checkpoints=steps, progress=progress, check_disk=check_disk, **_options(recipe)
-    )
+    return recipe, [(step, found[step]) for step in recipe.training.checkpoints]
 
 
 def plan_recipe(

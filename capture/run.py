@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from capture._describe import described
 from capture._suggest import expected_one_of
-from capture.checkpoints import check_weights, list_checkpoints, load_into, load_weights, weights_digest
+from capture.checkpoints import check_weights, weights_digest
 from capture.forecast import Forecast
+from capture.given_weights import Weights, given_checkpoints, kept_apart, load_given, weights_kept
 from capture.hashing import WeightsHash
 from capture.provenance import require_same_weights
 from capture.session import Session
@@ -23,12 +20,9 @@ from ndt_store.catalogue import Catalogue
 from ndt_store.errors import InvalidInputError
 from ndt_store.reader import Store
 from ndt_store.root import has_store
-from ndt_store.schema import as_step
 from ndt_store.storage import Storage, open_storage
 
 __all__ = ["capture", "plan"]
-
-Weights = Mapping[str, torch.Tensor] | str | os.PathLike[str]
 
 
 def capture(
@@ -84,7 +78,7 @@ def capture(
     (1, 6, 3)
     """
     _check_options(options)
-    steps = _checkpoints(checkpoints)
+    steps = given_checkpoints(checkpoints)
     storage = open_storage(store)
     planned = [step for step, _ in steps]
     own = WeightsHash(model) if checkpoints is None else None
@@ -92,14 +86,14 @@ def capture(
     for _, weights in steps:
         if weights is not None:
             check_weights(model, weights)
-    steps = [(step, _apart(model, weights)) for step, weights in steps]
-    with _weights_kept(model, any(weights is not None for _, weights in steps)):
+    steps = [(step, kept_apart(model, weights)) for step, weights in steps]
+    with weights_kept(model, any(weights is not None for _, weights in steps)):
         compared = _check_committed(storage, model, steps)
         with session:
             for step, weights in steps:
                 # Another process may have made or filled the store since: what was not compared is, under the lock.
                 if step not in compared or step not in session.committed:
-                    _load(model, weights)
+                    load_given(model, weights)
                     session._capture_hashed(step, own.digest() if own else weights_digest(model.state_dict()))
             return session.store
 
@@ -125,7 +119,7 @@ def plan(
         Bytes by array, memory of the pipeline, room on the disk.
     """
     _check_options(options)
-    planned = [step for step, _ in _checkpoints(checkpoints)]
+    planned = [step for step, _ in given_checkpoints(checkpoints)]
     return Session(model, data, store=store, checkpoints=planned, **options).forecast
 
 
@@ -138,46 +132,6 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise InvalidInputError("capture needs layers=: globs over module paths, for example layers=['conv*'].")
 
 
-def _checkpoints(
-    given: Sequence[tuple[int, Weights]] | str | os.PathLike[str] | None,
-) -> list[tuple[int, Weights | None]]:
-    if given is None:
-        return [(0, None)]
-    if not isinstance(given, Iterable):
-        raise InvalidInputError(f"checkpoints is {described(given)}: expected pairs of (step, weights), or a folder.")
-    pairs = list_checkpoints(given) if isinstance(given, str | os.PathLike) else list(given)
-    if not pairs:
-        raise InvalidInputError(f"checkpoints is {described(given)} and holds none: give pairs of (step, weights).")
-    for pair in pairs:
-        good = isinstance(pair, tuple | list) and len(pair) == 2
-        if not good or not isinstance(pair[1], Mapping | str | os.PathLike):
-            raise InvalidInputError(
-                f"A checkpoint is {described(pair)}: expected a pair of (step, state dict or file); to capture the "
-                "model as it is, leave checkpoints out or use capture.Session."
-            )
-    known = [(as_step(step), weights) for step, weights in pairs]
-    steps = [step for step, _ in known]
-    if len(set(steps)) != len(steps):
-        twice = next(step for step in steps if steps.count(step) > 1)
-        raise InvalidInputError(f"Checkpoint {twice} is given twice: each step has one set of weights.")
-    missing = [str(w) for _, w in known if isinstance(w, str | os.PathLike) and not Path(w).is_file()]
-    if missing:
-        raise InvalidInputError(f"{len(missing)} checkpoint files are not there, the first is {missing[0]}.")
-    return sorted(known, key=lambda pair: pair[0])
-
-
-def _apart(model: nn.Module, weights: Weights | None) -> Weights | None:
-    """Copy weights that lie in the model's own memory, as `state_dict` gives them: loading others overwrites them."""
-    if not isinstance(weights, Mapping):
-        return weights
-    own = {_memory(tensor) for tensor in model.state_dict().values()}
-    return {name: tensor.detach().clone() if _memory(tensor) in own else tensor for name, tensor in weights.items()}
-
-
-def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
-    return tensor.device, tensor.untyped_storage().data_ptr()
-
-
 def _check_committed(storage: Storage, model: nn.Module, steps: Sequence[tuple[int, Weights | None]]) -> set[int]:
     """Refuse other weights for what is committed, before anything is written; return the steps that were compared."""
     if not has_store(storage):
@@ -186,24 +140,7 @@ def _check_committed(storage: Storage, model: nn.Module, steps: Sequence[tuple[i
     compared = set()
     for step, weights in steps:
         if step in catalogue.committed:
-            _load(model, weights)
+            load_given(model, weights)
             require_same_weights(catalogue, step, weights_digest(model.state_dict()))
             compared.add(step)
     return compared
-
-
-def _load(model: nn.Module, weights: Weights | None) -> None:
-    if weights is not None:
-        load_into(model, weights if isinstance(weights, Mapping) else load_weights(weights))
-
-
-@contextmanager
-def _weights_kept(model: nn.Module, changed: bool) -> Iterator[None]:
-    if not changed:
-        yield
-        return
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    try:
-        yield
-    finally:
-        model.load_state_dict(before)

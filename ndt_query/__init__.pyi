@@ -27,6 +27,7 @@ from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
 from .performance import performance
 from .ranking import top_examples
+from .receptive import receptive_field
 from .report import report
 from .selectivity import class_means, selectivity_index
 from .smoothness import smoothness
@@ -66,6 +67,7 @@ __all__ = [
     "performance",
     "permutation_null",
     "plot",
+    "receptive_field",
     "report",
     "schedule_pairs",
     "selectivity_index",

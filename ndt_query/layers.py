@@ -30,6 +30,7 @@ __all__ = [
     "per_layer",
     "per_unit",
     "root_dataset",
+    "software",
 ]
 
 P = ParamSpec("P")
@@ -238,13 +239,14 @@ def described(
         **{key: acts.attrs[key] for key in ("store", "layer", "kind") if key in acts.attrs},
         **({"commits": [int(step) for step in steps]} if of_examples or len(steps) else {}),
         **({"n_examples": int(acts.sizes[EXAMPLE])} if of_examples else {}),
-        "software": _software(),
+        "software": software(),
         **({"explain": explain} if explain else {}),
     }
     return result
 
 
 @functools.cache
-def _software() -> str:
+def software() -> str:
+    """Name the version that made a result."""
     # Looking the version up reads the installation's files, which takes longer than answering from a view.
     return f"ndt-activations {version('ndt-activations')}"

@@ -3,6 +3,7 @@ from .cams import cams, class_cams
 from .curves import growth, smoothness
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
+from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
 
@@ -15,6 +16,7 @@ __all__ = [
     "interventions",
     "jump_nulls",
     "performance",
+    "receptive_fields",
     "save",
     "selectivity",
     "smoothness",

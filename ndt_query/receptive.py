@@ -1,0 +1,312 @@
+"""Receptive fields: how far the units of a layer could see by theory, and how far they do, with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ndt_query.intervals import jackknife, require_level
+from ndt_query.layers import software
+from ndt_store.dims import LAYER, STEP, UNIT, X, Y
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.reader import Store
+
+__all__ = ["SHARE", "patch_bounds", "receptive_field"]
+
+F64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+EXPERIMENT: Final = "receptive_fields"
+SHARE: Final = 0.9545
+"""Of the mass of a field, what two standard deviations of a normal distribution hold to either side."""
+
+AXIS: Final = "axis"
+GROUP: Final = "group"
+MAP_DIMS: Final = {Y: "row", X: "column"}
+_THEORY: Final = ("size", "stride", "offset", "position", "first", "last", "crop_start", "crop_size", "kind", "reason")
+_WIDTHS: Final = {
+    "width": ("length that holds 95.45% of the effective field", "pixel"),
+    "ratio": ("width of the effective field over size of the theoretical one", "1"),
+    "layer_width": ("width of the effective field, mean over units", "pixel"),
+    "layer_ratio": ("width over theoretical size, mean over units", "1"),
+    "change": ("layer_width at the last step less that at the first", "pixel"),
+}
+
+
+def receptive_field(
+    data: Store | xr.Dataset, layer: str | Sequence[str] | None = None, *, confidence: float = 0.95
+) -> xr.Dataset:
+    """Say how large the receptive fields of layers are by theory, how wide the effective ones, and how that changes.
+
+    The width of an effective field along an axis is the length of the shortest interval about the centre of the
+    theoretical field that holds 95.45% of the field's mass, added up over the other axis; each pixel's mass lies evenly
+    over that pixel. Of a normal distribution it is four standard deviations. It needs no fit and no threshold, and a
+    field that used all of the theoretical one evenly would have 95.45% of its size.
+
+    Parameters
+    ----------
+    data : Store or Dataset
+        A store with the experiment ``receptive_fields``, or what ``capture.receptive_fields`` returned.
+    layer : str or sequence of str, optional
+        One layer, whose result has no dimension ``layer``, or some; by default all.
+    confidence : float
+        Nominal level of all intervals.
+
+    Returns
+    -------
+    Dataset
+        ``axis`` is "y" and "x", or "x" for series; all lengths are in input pixels.
+
+        ``size``, ``stride``, ``offset`` (layer, axis)
+            The theoretical field: how many pixels, how far from neighbour to neighbour, and where the centre of that of
+            unit (0, 0) lies. NaN where ``reason`` (layer) says why. ``kind`` (layer) is "sliding", "global" (all units
+            see the same, the stride is 0) or "unknown".
+        ``effective`` (step, layer, unit, row, column)
+            Mean over examples of the absolute gradient of the central unit with respect to the input, summed over
+            channels. Row 0 is input row ``crop_start`` (layer, axis), of which ``crop_size`` are kept; NaN beyond.
+        ``width``, ``ratio`` (step, layer, unit, axis)
+            Of each unit that was measured, which ``unit_index`` (layer, unit) names; ``ratio`` is width over size.
+        ``layer_width``, ``layer_ratio`` (step, layer, axis)
+            Means over the ``n_units`` (step, layer) of the units that two groups of examples or more do not leave
+            silent.
+        ``change`` (layer, axis)
+            Only with two steps or more: ``layer_width`` at the last less that at the first, over the ``n_units_both``
+            (layer) units that count at both.
+
+        All but the theory have ``_low`` and ``_high``. They come from leaving out one group of examples at a time, so
+        that they say what other examples would give for the same units and weights; the change is paired by examples.
+        They say nothing of other units or other trainings. NaN where there is one group alone, where a unit is silent,
+        and where a field is not known.
+
+        ``position`` of the central unit, the ``first`` and ``last`` input position that it sees, and ``input_size``
+        are handed on. Attributes name the numbers of examples and groups.
+
+    Raises
+    ------
+    NotFoundError
+        The store has no such experiment, or the experiment no such layer.
+    DimensionError
+        The Dataset is no result of `capture.receptive_fields`.
+    InvalidInputError
+        `confidence` is no level.
+
+    Notes
+    -----
+    Reads the experiment once into memory. A map is of the one unit at the centre of the layer; where the theoretical
+    field is larger than the image, the effective one is cut off by the image, as every real unit's is, and so is its
+    width: look at ``size`` beside ``input_size`` before a small ratio is taken for a small field.
+
+    References
+    ----------
+    W. Luo, Y. Li, R. Urtasun, R. Zemel, "Understanding the effective receptive field in deep convolutional neural
+    networks", NeurIPS 2016, for the field and the share of 95.45%.
+
+    Examples
+    --------
+    >>> row = np.array([[0.0, 1, 2, 1, 0]] * 4)  # of four groups of examples
+    >>> fields = xr.Dataset(
+    ...     {
+    ...         "size": (("layer", "axis"), [[5.0]]), "stride": (("layer", "axis"), [[1.0]]),
+    ...         "offset": (("layer", "axis"), [[0.0]]), "position": (("layer", "axis"), [[4]]),
+    ...         "first": (("layer", "axis"), [[2.0]]), "last": (("layer", "axis"), [[6.0]]),
+    ...         "crop_start": (("layer", "axis"), [[2]]), "crop_size": (("layer", "axis"), [[5]]),
+    ...         "kind": ("layer", ["sliding"]), "reason": ("layer", [""]), "input_size": ("axis", [9]),
+    ...         "effective": (("step", "layer", "unit", "column"), [[row[:1]]]),
+    ...         "column_mass": (("step", "layer", "unit", "group", "column"), [[[row]]]),
+    ...         "group_size": ("group", [8, 8, 8, 8]),
+    ...     },
+    ...     {"step": [0], "layer": ["conv"], "axis": ["x"], "unit_index": (("layer", "unit"), [[0]])},
+    ... )
+    >>> found = receptive_field(fields, "conv")
+    >>> found["width"].round(3).values.tolist(), found["ratio"].round(3).values.tolist()
+    ([[[2.818]]], [[[0.564]]])
+    """
+    require_level(confidence)
+    fields = _fields(data, layer)
+    widths, left_out = _widths(fields)  # (step, layer, unit, axis), and with a group in front
+    sizes = fields["size"].values
+    several = len(left_out) > 1
+    counted: Bools = np.asarray(np.isfinite(left_out if several else widths[None]).all((0, -1)))
+    by_unit, by_layer = (STEP, LAYER, UNIT, AXIS), (STEP, LAYER, AXIS)
+    found: dict[str, tuple[tuple[str, ...], Any]] = {"n_units": ((STEP, LAYER), counted.sum(-1))}
+
+    def add(name: str, dims: tuple[str, ...], estimate: F64, parts: F64) -> None:
+        bounds = [np.full_like(estimate, np.nan)] * 2
+        if several:
+            made = jackknife(parts, estimate, confidence=confidence)
+            bounds = [made.low, made.high]
+        for end, values in zip(("", "_low", "_high"), (estimate, *bounds), strict=True):
+            found[f"{name}{end}"] = (dims, values)
+
+    add("width", by_unit, widths, left_out)
+    add("ratio", by_unit, widths / sizes[:, None], left_out / sizes[:, None])
+    means, parts = _mean(widths, counted), _mean(left_out, counted)
+    add("layer_width", by_layer, means, parts)
+    add("layer_ratio", by_layer, means / sizes, parts / sizes)
+    if len(widths) > 1:
+        both = counted[0] & counted[-1]
+        found["n_units_both"] = ((LAYER,), both.sum(-1))
+        add(
+            "change",
+            (LAYER, AXIS),
+            *(_mean(w[..., -1, :, :, :] - w[..., 0, :, :, :], both) for w in (widths, left_out)),
+        )
+    result = fields[[*_THEORY, "input_size", "effective"]].assign(found)
+    for name, (text, unit) in _WIDTHS.items():
+        if name in result:
+            result[name].attrs = {"long_name": text, "units": unit}
+    result.attrs = {
+        "what": "receptive fields, theoretical and effective, with intervals over examples",
+        "parameters": json.dumps({"confidence": confidence, "share": SHARE}, sort_keys=True),
+        "n_examples": int(fields["group_size"].sum()),
+        "n_groups": fields.sizes[GROUP],
+        **({"store": data.path} if isinstance(data, Store) else {}),
+        "software": software(),
+    }
+    return result.sel({LAYER: layer}) if isinstance(layer, str) else result
+
+
+def patch_bounds(field: xr.Dataset, y: int | None, x: int, input_shape: Sequence[int]) -> tuple[slice, ...]:
+    """Return which rows and columns of the input a position of a layer sees, cut off at the border of the input.
+
+    Parameters
+    ----------
+    field : Dataset
+        Of one layer: ``receptive_field(store, layer)``, or a selection of what ``capture.receptive_fields`` returned.
+    y, x : int
+        The position, as `ndt_query.top_examples` names it; None for `y` in layers over series. In a layer that sees
+        the same everywhere any position will do.
+    input_shape : sequence of int
+        Of one input, or of all: the last entries are rows and columns.
+
+    Returns
+    -------
+    tuple of slice
+        For rows and columns, or for columns alone: ``image[(..., *patch_bounds(field, y, x, image.shape))]``.
+
+    Raises
+    ------
+    InvalidInputError
+        The layer's theoretical field is not known, or the position sees nothing of an input of this shape.
+    DimensionError
+        The field is of several layers, or of another number of axes than the input or the position.
+
+    Examples
+    --------
+    >>> field = xr.Dataset(
+    ...     {"size": ("axis", [4.0, 4.0]), "stride": ("axis", [2.0, 2.0]), "offset": ("axis", [0.5, 0.5]),
+    ...      "kind": ((), "sliding"), "reason": ((), "")},
+    ...     {"axis": ["y", "x"]},
+    ... )
+    >>> patch_bounds(field, 0, 13, (1, 28, 28))
+    (slice(0, 3, None), slice(25, 28, None))
+    """
+    if "size" not in field or field["size"].dims != (AXIS,):
+        raise DimensionError("The field is not that of one layer: select one, as receptive_field(store, 'conv1') does.")
+    axes = [str(axis) for axis in field[AXIS].values]
+    position = {Y: y, X: x}
+    if len(input_shape) < len(axes) or any(position[axis] is None for axis in axes):
+        raise DimensionError(
+            f"The field has the axes {', '.join(axes)}: got position y={y}, x={x} in inputs of shape "
+            f"{tuple(input_shape)}."
+        )
+    kind = str(field["kind"].values)
+    if kind == "unknown":
+        raise InvalidInputError(f"The theoretical field of the layer is not known ({field['reason'].item()}).")
+    found = []
+    for axis, extent in zip(axes, list(input_shape)[-len(axes) :], strict=True):
+        one = field.sel({AXIS: axis})
+        # Of the one position of a layer that shows no stride, the offset is the centre itself.
+        moved = int(position[axis] or 0) * float(one["stride"]) if position[axis] else 0.0
+        low = float(one["offset"]) + moved - (float(one["size"]) - 1) / 2
+        start, stop = max(round(low), 0), min(round(low + float(one["size"])), extent) if math.isfinite(low) else 0
+        if start >= stop:
+            raise InvalidInputError(
+                f"Position {position[axis]} along {axis} sees nothing of {extent} input positions: expected a position "
+                "of the layer, and the shape of the inputs that it was captured with."
+            )
+        found.append(slice(start, stop))
+    return tuple(found)
+
+
+def _fields(data: Store | xr.Dataset, layer: str | Sequence[str] | None) -> xr.Dataset:
+    if isinstance(data, Store):
+        if EXPERIMENT not in data.experiments:
+            raise NotFoundError(
+                f"{data.path} has no experiment {EXPERIMENT!r}: make it with `ndt receptive-fields` or "
+                "capture.receptive_fields first."
+            )
+        data = data.experiment(EXPERIMENT)
+    missing = [name for name in (*_THEORY, "effective", "column_mass", "group_size") if name not in data.variables]
+    if missing or not {STEP, LAYER, UNIT, AXIS, GROUP} <= set(data.dims):
+        what = f"no variable {missing[0]!r}" if missing else f"dims {tuple(map(str, data.dims))}"
+        raise DimensionError(f"The Dataset has {what}: expected what capture.receptive_fields gives.")
+    if layer is not None:
+        wanted = [layer] if isinstance(layer, str) else list(layer)
+        held = data[LAYER].values.tolist()
+        unknown = [name for name in wanted if name not in held]
+        if unknown or not wanted:
+            raise NotFoundError(
+                f"The receptive fields are those of {', '.join(held)}: got {(unknown or ['no layer'])[0]!r}."
+            )
+        data = data.sel({LAYER: wanted})
+    return data.compute()
+
+
+def _widths(fields: xr.Dataset) -> tuple[F64, F64]:
+    """Return widths (step, layer, unit, axis), and (group, step, layer, unit, axis) with each group left out."""
+    weights = fields["group_size"].values.astype(np.float64)
+    whole, parts = [], []
+    for axis in fields[AXIS].values:
+        dim = MAP_DIMS[str(axis)]
+        masses = (
+            fields[f"{dim}_mass"].transpose(GROUP, STEP, LAYER, UNIT, dim).values * weights[:, None, None, None, None]
+        )
+        total = masses.sum(0)
+        of_axis = fields.sel({AXIS: axis})
+        centres = ((of_axis["first"] + of_axis["last"]) / 2 - of_axis["crop_start"]).values
+        sizes = of_axis["crop_size"].values
+        both = np.concatenate([total[None], total - masses])
+        widths = np.full(both.shape[:-1], np.nan)
+        for n, (centre, size) in enumerate(zip(centres, sizes, strict=True)):
+            if math.isfinite(centre):
+                widths[:, :, n] = _width(both[:, :, n, :, :size], float(centre))
+        whole.append(widths[0])
+        parts.append(widths[1:])
+    return np.stack(whole, -1), np.stack(parts, -1)
+
+
+def _width(mass: F64, centre: float) -> F64:
+    """Return the shortest lengths about a centre that hold `SHARE` of mass (group, ..., pixel), all groups first.
+
+    NaN where there is no mass.
+    """
+    edges = np.arange(mass.shape[-1] + 1) - 0.5
+    lengths = np.unique(np.concatenate([[0.0], 2 * np.abs(edges - centre)]))
+    # Share of each pixel within each length; between these lengths what is held grows evenly.
+    low, high = centre - lengths / 2, centre + lengths / 2
+    share = np.clip(np.minimum(edges[1:, None], high) - np.maximum(edges[:-1, None], low), 0, 1)
+    total = mass.sum(-1, keepdims=True)
+    # What rounding leaves of a group that is taken away is no mass.
+    there = total[..., 0] > 1e-9 * total[0, ..., 0]
+    held = np.divide(mass @ share, total, out=np.full((*mass.shape[:-1], len(lengths)), np.nan), where=there[..., None])
+    after = np.argmax(held >= SHARE, axis=-1)
+    before = np.maximum(after - 1, 0)
+    at = [np.take_along_axis(held, place[..., None], -1)[..., 0] for place in (before, after)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = lengths[before] + (SHARE - at[0]) / (at[1] - at[0]) * (lengths[after] - lengths[before])
+    return np.asarray(np.where(there, found, np.nan))
+
+
+def _mean(values: F64, counted: Bools) -> F64:
+    """Average (..., unit, axis) over the units that count, NaN where none does."""
+    weights = counted[..., None]
+    n = weights.sum(-2)
+    total = np.where(weights, values, 0.0).sum(-2)
+    return np.divide(total, n, out=np.full(total.shape, np.nan), where=np.broadcast_to(n > 0, total.shape))
