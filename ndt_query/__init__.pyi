@@ -26,12 +26,14 @@ from .interventions import intervention_effects
 from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
 from .performance import performance
+from .profile import unit_profile
 from .ranking import top_examples
 from .receptive import receptive_field
 from .report import report
 from .selectivity import class_means, selectivity_index
 from .smoothness import smoothness
 from .summary import summary
+from .units import rank_units, unit_table
 from .waking import schedule_pairs, waking_units
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "performance",
     "permutation_null",
     "plot",
+    "rank_units",
     "receptive_field",
     "report",
     "schedule_pairs",
@@ -75,5 +78,7 @@ __all__ = [
     "summary",
     "top_examples",
     "unit_moments",
+    "unit_profile",
+    "unit_table",
     "waking_units",
 ]

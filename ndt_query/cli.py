@@ -18,7 +18,7 @@ from ndt_store.selection import Selection
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["find", "report", "summary", "top"]
+__all__ = ["at_last", "find", "report", "summary", "top", "with_activations"]
 
 UNITS_SHOWN = 10
 
@@ -38,7 +38,7 @@ def summary(store: str, selection: Selection, explain: bool, output_format: str)
 
     opened = open_store(store)
     rows: list[dict[str, Any]] = []
-    layers = _with_activations(opened, selection)
+    layers = with_activations(opened, selection)
     with progress_bar("summarising") as advance:
         for done, layer in enumerate(layers, 1):
             asked = summarise(selection.apply(opened[layer]), explain=explain)
@@ -65,8 +65,8 @@ def top(store: str, selection: Selection, units: tuple[int, ...], k: int, explai
 
     opened = open_store(store)
     labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
-    selection = _at_last(opened, selection)
-    layers = _with_activations(opened, selection)
+    selection = at_last(opened, selection)
+    layers = with_activations(opened, selection)
     rows: list[dict[str, Any]] = []
     n_left_out = 0
     with progress_bar("ranking") as advance:
@@ -119,9 +119,9 @@ def find(
 
     opened = open_store(store)
     labels = dict(zip(opened.examples.tolist(), opened.labels.tolist(), strict=True))
-    selection = _at_last(opened, selection)
+    selection = at_last(opened, selection)
     rows: list[dict[str, Any]] = []
-    layers = _with_activations(opened, selection)
+    layers = with_activations(opened, selection)
     columns = ["layer", "checkpoint", "unit", "example", "value"]
     allowed = HitLimit(limit, "--limit")
     with progress_bar("searching") as advance:
@@ -153,7 +153,8 @@ def report(store: str, out: str | None) -> None:
     click.echo(page)
 
 
-def _at_last(store: Store, selection: Selection) -> Selection:
+def at_last(store: Store, selection: Selection) -> Selection:
+    """Select the last checkpoint where none is selected."""
     if selection.checkpoint is None and len(store.checkpoints):
         return replace(selection, checkpoint=str(store.checkpoints[-1]))
     return selection
@@ -170,7 +171,14 @@ def _explain(answer: xr.Dataset) -> None:
         tell(answer.attrs["explain"])
 
 
-def _with_activations(store: Store, selection: Selection) -> list[str]:
+def with_activations(store: Store, selection: Selection) -> list[str]:
+    """Return the selected layers that have activations.
+
+    Raises
+    ------
+    NotFoundError
+        There is none, or no committed checkpoint.
+    """
     if not len(store.checkpoints):
         raise NotFoundError(f"{store.path} has no committed checkpoint yet: run its capture again to go on with it.")
     chosen = selection.layers(store)

@@ -6,6 +6,7 @@ from .measures import dimensionality, performance, selectivity
 from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
+from .units import unit_profile
 
 __all__ = [
     "cams",
@@ -22,4 +23,5 @@ __all__ = [
     "smoothness",
     "top_examples",
     "trajectories",
+    "unit_profile",
 ]
