@@ -33,12 +33,14 @@ from .report import report
 from .selectivity import class_means, selectivity_index
 from .smoothness import smoothness
 from .summary import summary
+from .unit_types import TypeRule, type_shares, unit_types
 from .units import rank_units, unit_table
 from .waking import schedule_pairs, waking_units
 
 __all__ = [
     "Interval",
     "PermutationNull",
+    "TypeRule",
     "agreement_over_seeds",
     "block_bootstrap",
     "block_length",
@@ -77,8 +79,10 @@ __all__ = [
     "smoothness",
     "summary",
     "top_examples",
+    "type_shares",
     "unit_moments",
     "unit_profile",
     "unit_table",
+    "unit_types",
     "waking_units",
 ]

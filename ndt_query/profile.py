@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +21,7 @@ from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, UNIT, X, Y
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
-__all__ = ["EXPERIMENT", "unit_profile"]
+__all__ = ["EXPERIMENT", "cut_patches", "field_of", "images_of", "unit_profile"]
 
 EXPERIMENT: Final = "receptive_fields"
 N_BINS: Final = 40
@@ -150,37 +149,60 @@ def _histogram(values: NDArray[Any]) -> dict[str, tuple[Any, ...]]:
 
 def _patches(store: Store, layer: str, top: xr.Dataset) -> dict[str, tuple[Any, ...]]:
     """Cut out of the inputs what the unit saw; nothing where the inputs are no images."""
-    images = _images(store, top[EXAMPLE].values)
-    field = _field(store, layer)
+    images, field = images_of(store, top[EXAMPLE].values), field_of(store, layer)
     found: dict[str, tuple[Any, ...]] = {}
     if field is not None:
         width = field["layer_width"].values[-1]
         found = {"field_size": ("axis", field["size"].values), "field_width": ("axis", width)}
     if images is None:
         return found
+    places = [top[name].values if name in top else None for name in (Y, X)]
+    patches, starts = cut_patches(images, field, *places)
+    return {
+        **found,
+        "patch": ((RANK, "channel", "patch_row", "patch_column"), patches),
+        "patch_top": (RANK, starts[:, 0]),
+        "patch_left": (RANK, starts[:, 1]),
+    }
+
+
+def cut_patches(
+    images: NDArray[np.float64], field: xr.Dataset | None, y: NDArray[Any] | None, x: NDArray[Any] | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cut out of images (example, channel, row, column) what a position of each sees.
+
+    Parameters
+    ----------
+    images : ndarray
+    field : Dataset, optional
+        Of the layer, from `receptive_field`; the whole image where it is not known.
+    y, x : ndarray (example,), optional
+        Positions in the layer.
+
+    Returns
+    -------
+    patches : ndarray (example, channel, patch_row, patch_column)
+        NaN beyond the border of the image.
+    starts : ndarray of int (example, 2)
+        Row and column of the image at which each begins.
+    """
     shape = images.shape[2:]
-    bounds = [(slice(0, shape[0]), slice(0, shape[1]))] * len(images)
-    if field is not None and str(field["kind"].values) != "unknown" and {Y, X} <= set(top.data_vars):
-        places = zip(top[Y].values, top[X].values, strict=True)
-        bounds = [patch_bounds(field, int(y), int(x), shape) for y, x in places]  # type: ignore[misc]
+    bounds: list[tuple[slice, ...]] = [(slice(0, shape[0]), slice(0, shape[1]))] * len(images)
+    if field is not None and str(field["kind"].values) != "unknown" and y is not None and x is not None:
+        bounds = [patch_bounds(field, int(row), int(column), shape) for row, column in zip(y, x, strict=True)]
     rows, columns = (max(one[axis].stop - one[axis].start for one in bounds) for axis in (0, 1))
     patches = np.full((len(images), images.shape[1], rows, columns), np.nan)
     for patch, image, (high, wide) in zip(patches, images, bounds, strict=True):
         part = image[:, high, wide]
-        # At the lower borders of the image the missing part of the field lies before what there is.
+        # At the first row and column of the image the missing part of the field lies before what there is.
         top_gap = rows - part.shape[1] if high.start == 0 else 0
         left_gap = columns - part.shape[2] if wide.start == 0 else 0
         patch[:, top_gap : top_gap + part.shape[1], left_gap : left_gap + part.shape[2]] = part
-    starts = {"patch_top": [high.start for high, _ in bounds], "patch_left": [wide.start for _, wide in bounds]}
-    return {
-        **found,
-        "patch": ((RANK, "channel", "patch_row", "patch_column"), patches),
-        **{name: (RANK, np.array(some)) for name, some in starts.items()},
-    }
+    return patches, np.array([[high.start, wide.start] for high, wide in bounds])
 
 
-def _images(store: Store, examples: NDArray[Any]) -> NDArray[np.float64] | None:
-    """Return inputs as (example, channel, row, column), None where they are no images."""
+def images_of(store: Store, examples: NDArray[Any]) -> NDArray[np.float64] | None:
+    """Return inputs as (example, channel, row, column), None where there are none or they are no images."""
     if "input" not in store.root:
         return None
     values = np.asarray(store.root["input"].sel({EXAMPLE: examples}).values, dtype=np.float64)
@@ -191,9 +213,8 @@ def _images(store: Store, examples: NDArray[Any]) -> NDArray[np.float64] | None:
     return values if values.ndim == 4 else None
 
 
-def _field(store: Store, layer: str) -> xr.Dataset | None:
-    """Return what is known of the layer's receptive field, None where nothing is."""
+def field_of(store: Store, layer: str) -> xr.Dataset | None:
+    """Return what is known of a layer's receptive field, None where nothing is."""
     if EXPERIMENT not in store.experiments:
         return None
-    fields: Mapping[Any, Any] = store.experiment(EXPERIMENT)
-    return receptive_field(store, layer) if layer in fields["layer"].values else None
+    return receptive_field(store, layer) if layer in store.experiment(EXPERIMENT)["layer"].values else None

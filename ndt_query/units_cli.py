@@ -16,7 +16,7 @@ from ndt_store.selection import Selection
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["unit", "units"]
+__all__ = ["types", "unit", "units"]
 
 COLUMNS: Final = (
     "dead", "firing_rate", "mean", "max", "selectivity_index", "auroc", "preferred_class", "p_value", "q_value",
@@ -103,6 +103,45 @@ def unit(
         tell(f"wrote {save(draw(profile), figure)}")
     if page is not None:
         tell(f"wrote {_page(profile, page)}")
+
+
+@click.command()
+@store_argument
+@selection_options("layer", "checkpoint")
+@click.option("--figure", type=click.Path(dir_okay=False), help="Draw it too: a .png, .svg or .pdf file.")
+@format_option
+def types(store: str, selection: Selection, figure: str | None, output_format: str) -> None:
+    """Count what kinds of things drive the units of conv layers, by a stated rule, against the first checkpoint.
+
+    The rule is that of ndt_query.TypeRule. excess is the share less that of the first checkpoint asked about: let that
+    be the untrained network, of which the rule says something too.
+    """
+    from ndt_query.cli import with_activations
+    from ndt_query.unit_types import type_shares, unit_types
+
+    if figure is not None:
+        require_picture(figure)
+    opened = open_store(store)
+    layers = [name for name in with_activations(opened, selection) if {"y", "x"} <= set(opened[name].dims)]
+    if not layers:
+        raise NotFoundError(f"{store} has no such layer with positions y and x: types are of conv layers.")
+    shares: dict[str, xr.Dataset] = {}
+    with progress_bar("looking at units") as advance:
+        for done, layer in enumerate(layers, 1):
+            steps = selection.apply(opened[layer])["checkpoint"].values.tolist()
+            shares[layer] = type_shares(unit_types(opened, layer, checkpoints=steps))
+            advance(done, len(layers))
+    rows = [
+        {"layer": layer, **{str(name): value for name, value in row.items()}}
+        for layer, part in shares.items()
+        for row in part.to_dataframe().reset_index().to_dict("records")
+    ]
+    emit(rows, output_format)
+    if figure is not None:
+        from ndt_query.plot import save
+        from ndt_query.plot import unit_types as draw
+
+        tell(f"wrote {save(draw(shares), figure)}")
 
 
 def _each_checkpoint(table: xr.Dataset) -> list[xr.Dataset]:

@@ -6,7 +6,7 @@ from .measures import dimensionality, performance, selectivity
 from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
-from .units import unit_profile
+from .units import unit_profile, unit_types
 
 __all__ = [
     "cams",
@@ -24,4 +24,5 @@ __all__ = [
     "top_examples",
     "trajectories",
     "unit_profile",
+    "unit_types",
 ]

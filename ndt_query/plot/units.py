@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -11,14 +12,63 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ndt_query.inputs import class_name
-from ndt_query.plot.style import DOUBLE_COLUMN, OKABE_ITO, plain, step_axis, styled
+from ndt_query.plot.style import DOUBLE_COLUMN, OKABE_ITO, percent_axis, plain, step_axis, styled
 from ndt_store.dims import CHECKPOINT, CLASS
 from ndt_store.errors import DimensionError
 
-__all__ = ["unit_profile"]
+__all__ = ["unit_profile", "unit_types"]
 
 MOST_RANKS: Final = 12
 FEW_CLASSES: Final = 20
+
+
+@styled
+def unit_types(shares: Mapping[str, xr.Dataset]) -> Figure:
+    """Draw how types of units emerge over training, a panel for each layer.
+
+    Parameters
+    ----------
+    shares : mapping of layer to Dataset (checkpoint, type)
+        From `ndt_query.type_shares`.
+
+    Returns
+    -------
+    Figure
+        At most double column. Share of all units of each type but the unclassified, with 95% Clopper-Pearson bands;
+        dotted, the share at the first checkpoint: what the rule says of units that have learned nothing.
+
+    Raises
+    ------
+    DimensionError
+        A Dataset holds no shares of types.
+    """
+    for name, part in shares.items():
+        if "share_low" not in part or "type" not in part.dims:
+            raise DimensionError(f"The result of layer {name} has no shares of types: pass that of type_shares.")
+    n = max(1, len(shares))
+    columns = min(3, n)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(min(DOUBLE_COLUMN, 2.6 * columns + 0.4), 1.9 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axes, (name, part) in zip(grid, shares.items(), strict=False):
+        steps = part[CHECKPOINT].values
+        drawn = [str(one) for one in part["type"].values if one != "unclassified"]
+        for one, colour in zip(drawn, OKABE_ITO, strict=False):
+            line = part.sel(type=one)
+            axes.fill_between(steps, line["share_low"], line["share_high"], color=colour, alpha=0.15, linewidth=0)
+            axes.plot(steps, line["share"], marker="o", color=colour, label=one, clip_on=False)
+            axes.axhline(float(line["share"][0]), color=colour, linewidth=0.8, linestyle=":")
+        axes.set_title(plain(name, 30))
+        step_axis(axes, steps, 2.0)
+        axes.set_ylim(0, 1)
+        percent_axis(axes)
+    for axes in grid[n:]:
+        axes.set_axis_off()
+    for axes in grid[::columns]:
+        axes.set_ylabel("units")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, handletextpad=0.3)
+    return figure
 
 
 @styled
