@@ -29,17 +29,21 @@ from .interventions import intervention_effects
 from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
 from .performance import performance
+from .profile import unit_profile
 from .ranking import top_examples
 from .receptive import receptive_field
 from .report import report
 from .selectivity import class_means, selectivity_index
 from .smoothness import smoothness
 from .summary import summary
+from .unit_types import TypeRule, type_shares, unit_types
+from .units import rank_units, unit_table
 from .waking import schedule_pairs, waking_units
 
 __all__ = [
     "Interval",
     "PermutationNull",
+    "TypeRule",
     "agreement_over_seeds",
     "block_bootstrap",
     "block_length",
@@ -73,6 +77,7 @@ __all__ = [
     "performance",
     "permutation_null",
     "plot",
+    "rank_units",
     "receptive_field",
     "report",
     "schedule_pairs",
@@ -80,7 +85,11 @@ __all__ = [
     "smoothness",
     "summary",
     "top_examples",
+    "type_shares",
     "unit_moments",
+    "unit_profile",
+    "unit_table",
+    "unit_types",
     "waking_units",
     "write_graphml",
 ]

@@ -8,6 +8,7 @@ from .measures import dimensionality, performance, selectivity
 from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
+from .units import unit_profile, unit_types
 from .waking import waking_units
 
 __all__ = [
@@ -28,5 +29,7 @@ __all__ = [
     "smoothness",
     "top_examples",
     "trajectories",
+    "unit_profile",
+    "unit_types",
     "waking_units",
 ]
