@@ -18,6 +18,7 @@ from capture.reach_tracing import ReachTracer
 from capture.running import ModuleStack
 from capture.structures import call_model, first_tensor, take_examples
 from ndt_store.dims import UNIT, X, Y
+from ndt_store.errors import CaptureError
 
 __all__ = ["GLOBAL", "SLIDING", "UNKNOWN", "Field", "theoretical_fields"]
 
@@ -73,6 +74,11 @@ def theoretical_fields(
         With dims (example, unit) and maybe positions.
     device : torch.device
 
+    Raises
+    ------
+    CaptureError
+        The model fails on one example.
+
     Notes
     -----
     Costs one forward pass of one example, four or eight numbers kept beside each value of each tensor of it, and time
@@ -101,8 +107,14 @@ def theoretical_fields(
 
         for path in {site.path for site in sites}:
             scope.callback(model.get_submodule(path).register_forward_hook(leave(path)).remove)
-        with tracer:
-            call_model(model, source, device)
+        try:
+            with tracer:
+                call_model(model, source, device)
+        except Exception as error:
+            raise CaptureError(
+                f"{type(model).__name__} failed on one example of shape {tuple(source.shape)}, on which its receptive "
+                f"fields are found: {type(error).__name__}: {error}; run the model on such a batch first"
+            ) from error
     return {site.name: found[site.name] for site in sites}
 
 

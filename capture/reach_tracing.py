@@ -82,7 +82,13 @@ class ReachTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if rule is None or (func._schema.is_mutable and not in_place and "batch_norm" not in name):
             self._give_up(func, outputs, in_place)
             return
-        reaches = list(rule(Call(func, args, kwargs, outputs, self.reach, self._n_axes)))
+        try:
+            reaches = list(rule(Call(func, args, kwargs, outputs, self.reach, self._n_axes)))
+        except (IndexError, RuntimeError, TypeError, ValueError):
+            reaches = []  # Called in a way that the rule does not know: as good as no rule.
+        if in_place and not reaches:
+            self._give_up(func, outputs, in_place)
+            return
         if in_place:
             self._write(func, args[0], reaches[0])
             return

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from capture._torchvision import import_torchvision
 from capture.field_theory import Field, theoretical_fields
 from capture.models import build_model
+from capture.reach_rules import rule_for
 from capture.sites import discover_sites
+from ndt_store.errors import CaptureError
 
 CPU = torch.device("cpu")
 
@@ -303,6 +305,31 @@ def test_writing_into_a_tensor_of_the_model__is_not_missed() -> None:
     found = fields(nn.Sequential(conv(1, 4, 3, padding=1), Remembers()), (1, 12, 12), ["1"])["1"]
     assert found.kind == "unknown"
     assert "aten::copy_" in found.reason
+
+
+def test_a_model_that_takes_no_single_example__is_an_error_that_says_so() -> None:
+    def pairs(x: Tensor) -> Tensor:
+        if len(x) < 2:
+            raise ValueError("two or more, please")
+        return x
+
+    with pytest.raises(CaptureError, match=r"failed on one example of shape \(1, 1, 12, 12\).*two or more, please"):
+        fields(nn.Sequential(Apply(pairs), conv(1, 2, 3)), (1, 12, 12), ["1"])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_rule_that_fails__leaves_the_field_unknown(monkeypatch: pytest.MonkeyPatch, in_place: bool) -> None:
+    def fails(func: Any) -> Any:
+        def rule(_call: Any) -> Any:
+            raise RuntimeError
+
+        return rule if "relu" in func._schema.name else rule_for(func)
+
+    monkeypatch.setattr("capture.reach_tracing.rule_for", fails)
+    model = nn.Sequential(conv(1, 2, 3), nn.ReLU(inplace=in_place), conv(2, 2, 3))
+    found = fields(model, (1, 12, 12), ["0", "1", "2"])
+    assert [field.kind for field in found.values()] == ["sliding", "unknown", "unknown"]
+    assert "aten::relu" in found["2"].reason
 
 
 def test_same_padding_by_reflection__is_a_window() -> None:
