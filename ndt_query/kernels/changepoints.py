@@ -17,7 +17,6 @@ G points: 2 n k B G operations, about 1 ms a series at n = 400.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,10 +24,10 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from ndt_query.kernels.noise import NOISES, Noise
-from ndt_query.kernels.trend import N_FREE, spline
+from ndt_query.kernels.stepdesign import FREEDOM, Design, from_each_on
+from ndt_query.kernels.trend import N_FREE
 
-__all__ = ["EDGE", "Design", "Fit", "Keep", "Scan", "design", "fit", "gains_of", "scaled_design", "scan", "steps"]
+__all__ = ["EDGE", "Fit", "Keep", "Scan", "fit", "gains_of", "scan", "steps"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -37,62 +36,8 @@ Keep = frozenset[int]
 EDGE: Final = 3
 """Measurements that are needed on each side of a step."""
 
-_FREEDOM: Final = (5.0, 7.0, 10.0, 14.0, 19.0, 26.0, 36.0, 48.0)
-"""Effective degrees of freedom of the curve beside the free ones. With fewer, steps would be cheaper than bends."""
-
-
 _OWN: Final = 1e-6
 """Share of a column that curve and other columns cannot explain, below which it has nothing of its own but rounding."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Branch:
-    """What one model of noise makes of the basis: L amounts of smoothing, k curves."""
-
-    noise: Noise
-    curves: F64  # (measurement, k): F E
-    dual: F64  # (measurement, k): inv(DRD) F E
-    sums: F64  # (measurement, k): of dual from each measurement on
-    shrink: F64  # (L, k)
-    cost: F64  # (L,): log determinants
-    information: F64  # (L, measurement): s_t' P s_t
-    trace: float  # of inv(DRD)
-
-
-@dataclass(frozen=True, slots=True)
-class Design:
-    """All points of the grid for one number of measurements and one scale of the noise.
-
-    Parameters
-    ----------
-    n : int
-        Measurements.
-    scale : ndarray (measurement,)
-        Standard deviation of the noise, relative.
-    doubt : ndarray (measurement, term)
-        Makes independent normal numbers into errors of the logarithm of the scale; no terms where it is one for all.
-    branches : tuple
-        One for each model of noise.
-    cost : float
-        The least cost of all points.
-    """
-
-    n: int
-    scale: F64
-    doubt: F64
-    branches: tuple[_Branch, ...]
-    cost: float
-
-    def at(self, point: int) -> tuple[_Branch, F64]:
-        """Return the noise's branch and the shrinkage of a point of the grid."""
-        branch, level = divmod(point, len(_FREEDOM))
-        return self.branches[branch], self.branches[branch].shrink[level]
-
-    @staticmethod
-    def rougher(point: int) -> int:
-        """Return the point with the same noise and the next more freedom of the curve."""
-        branch, level = divmod(point, len(_FREEDOM))
-        return branch * len(_FREEDOM) + min(level + 1, len(_FREEDOM) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,60 +97,6 @@ def steps(n: int, at: list[int]) -> F64:
     return (np.arange(n)[:, None] >= np.asarray(at, dtype=np.int64)).astype(np.float64)
 
 
-@functools.lru_cache(maxsize=8)
-def design(n: int) -> Design:
-    """Return the design for noise of one scale, kept for the next series of this length."""
-    return scaled_design(np.ones(n), np.empty((n, 0)))
-
-
-def scaled_design(scale: F64, doubt: F64) -> Design:
-    """Return the design for noise whose standard deviation is proportional to `scale` (measurement,)."""
-    n = len(scale)
-    basis, penalty = spline(n)
-    branches = tuple(_branch(noise, basis, penalty, scale) for noise in NOISES)
-    return Design(n, scale, doubt, branches, min(float(branch.cost.min()) for branch in branches))
-
-
-def _branch(noise: Noise, basis: F64, penalty: F64, scale: F64) -> _Branch:
-    n, k = basis.shape
-    precision = noise.precise(np.diag(1 / scale)) / scale[:, None]
-    dual = precision @ basis
-    gram = basis.T @ dual
-    roughness, turn = scipy.linalg.eigh(penalty, (gram + gram.T) / 2)
-    roughness[:N_FREE] = 0
-    smoothing = np.array([_smoothing(roughness[N_FREE:], freedom) for freedom in _FREEDOM])
-    shrink = 1 / (1 + smoothing[:, None] * roughness)
-    cost = (
-        noise.log_determinant(n)
-        + 2 * np.log(scale).sum()
-        + np.linalg.slogdet(gram)[1]
-        - np.log(shrink).sum(axis=1)
-        - (k - N_FREE) * np.log(smoothing)
-    )
-    dual = dual @ turn
-    sums = _from_each_on(dual)
-    information = np.diagonal(_from_each_on(_from_each_on(precision).T)) - shrink @ (sums**2).T
-    return _Branch(noise, basis @ turn, dual, sums, shrink, cost, information, float(np.trace(precision)))
-
-
-def _smoothing(roughness: F64, freedom: float) -> float:
-    """Return the lambda at which shrinkage factors 1 / (1 + lambda roughness) sum up to `freedom`."""
-    wanted = min(freedom, 0.9 * len(roughness))
-    low, high = -30.0, 30.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if (1 / (1 + np.exp(middle) * roughness)).sum() > wanted:
-            low = middle
-        else:
-            high = middle
-    return float(np.exp(middle))
-
-
-def _from_each_on(values: F64) -> F64:
-    """Return sums over measurements from each one to the last, along the first axis."""
-    return np.ascontiguousarray(np.cumsum(values[::-1], axis=0)[::-1])
-
-
 def scan(
     model: Design,
     series: F64,
@@ -244,7 +135,7 @@ def scan(
     contrast = np.empty((n, n_series))
     both = np.concatenate([series, columns], axis=1) / model.scale[:, None]
     for b, branch in enumerate(model.branches):
-        points = [b * len(_FREEDOM) + level for level in range(len(_FREEDOM))]
+        points = [b * len(FREEDOM) + level for level in range(len(FREEDOM))]
         wanted = [point for point in points if keep is None or point in keep]
         if not wanted:
             continue
@@ -252,24 +143,24 @@ def scan(
         seen, given = weighed[:, :n_series], weighed[:, n_series:]
         power = (series * seen).sum(axis=0) + rounding * branch.trace
         loads, loads_given = branch.curves.T @ seen, branch.curves.T @ given
-        sums = _from_each_on(seen)
+        sums = from_each_on(seen)
         for point in wanted:
-            shrink = branch.shrink[point % len(_FREEDOM)]
+            shrink = branch.shrink[point % len(FREEDOM)]
             left = power - shrink @ loads**2
             sides, inner = branch.sums * shrink, loads
-            information = branch.information[point % len(_FREEDOM)]
+            information = branch.information[point % len(FREEDOM)]
             if columns.shape[1]:
                 projected = given - branch.dual @ (shrink[:, None] * loads_given)
                 half = scipy.linalg.cholesky(columns.T @ projected, lower=True)
                 loads_columns = scipy.linalg.solve_triangular(half, projected.T @ series, lower=True)
-                side = scipy.linalg.solve_triangular(half, _from_each_on(projected).T, lower=True).T
+                side = scipy.linalg.solve_triangular(half, from_each_on(projected).T, lower=True).T
                 left = left - (loads_columns**2).sum(axis=0)
                 information = information - (side**2).sum(axis=1)
                 sides, inner = np.concatenate([sides, side], axis=1), np.concatenate([loads, loads_columns])
-            weight = np.exp((branch.cost[point % len(_FREEDOM)] - model.cost) / freedom)
+            weight = np.exp((branch.cost[point % len(FREEDOM)] - model.cost) / freedom)
             np.subtract(sums, sides @ inner, out=contrast)
             contrast *= contrast
-            usable = allowed & (information > _OWN * branch.information[point % len(_FREEDOM)])
+            usable = allowed & (information > _OWN * branch.information[point % len(FREEDOM)])
             contrast *= np.divide(weight, information, out=np.zeros(n), where=usable)[:, None]
             left = left * weight
             np.subtract(left, contrast, out=contrast)
@@ -305,7 +196,7 @@ def gains_of(model: Design, series: F64, columns: F64, shapes: F64, rounding: fl
         given = products[:n_given, n_given:]
         beside = products[n_given:, n_given:] - given.T @ np.linalg.solve(products[:n_given, :n_given], given)
         left = beside[0, 0] + rounding * branch.trace
-        weight = np.exp((branch.cost[point % len(_FREEDOM)] - model.cost) / freedom)
+        weight = np.exp((branch.cost[point % len(FREEDOM)] - model.cost) / freedom)
         own = np.diagonal(beside)[1:]
         explained = np.divide(beside[0, 1:] ** 2, own, out=np.zeros(len(own)), where=own > _OWN * raw)
         least = min(least, left * weight)

@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_query.kernels.changepoints import Design, Fit
+from ndt_query.kernels.changepoints import Fit
+from ndt_query.kernels.stepdesign import Design
 
 __all__ = ["p_value", "simulated", "spacing"]
 

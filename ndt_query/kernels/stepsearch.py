@@ -22,14 +22,13 @@ from ndt_query.kernels.changepoints import (
     Fit,
     Keep,
     Scan,
-    design,
     fit,
     gains_of,
-    scaled_design,
     scan,
     steps,
 )
 from ndt_query.kernels.noise import scale_over_training, tail_weight
+from ndt_query.kernels.stepdesign import design, scaled_design
 from ndt_query.kernels.stepnull import p_value, simulated, spacing
 
 __all__ = ["APART", "Level", "Search", "Step"]

@@ -10,9 +10,9 @@ import scipy.optimize
 import scipy.signal
 import scipy.stats
 
-from ndt_query.kernels import changepoints
-from ndt_query.kernels.changepoints import EDGE, design, fit, gains_of, scaled_design, scan, steps
+from ndt_query.kernels.changepoints import EDGE, fit, gains_of, scan, steps
 from ndt_query.kernels.noise import NOISES
+from ndt_query.kernels.stepdesign import FREEDOM, design, scaled_design
 from ndt_query.kernels.stepnull import p_value, simulated, spacing
 from ndt_query.kernels.trend import N_FREE, spline
 
@@ -46,7 +46,7 @@ def dense(values, columns, noise, freedom, scale):
 
 
 def freedoms():
-    return np.minimum(changepoints._FREEDOM, 0.9 * (spline(n)[0].shape[1] - N_FREE))
+    return np.minimum(FREEDOM, 0.9 * (spline(n)[0].shape[1] - N_FREE))
 
 
 def dense_gain(values, columns, shape, scale):
@@ -83,7 +83,7 @@ def test_scan__equals_dense_penalised_likelihoods(values, scale):
 
 def test_gains_of__a_step_is_what_scan_says(values, scale):
     model = scaled_design(scale, np.empty((n, 0)))
-    everything = frozenset(range(len(NOISES) * len(changepoints._FREEDOM)))
+    everything = frozenset(range(len(NOISES) * len(FREEDOM)))
     for columns in (NONE, steps(n, [8])):
         expected = scan(model, values[:, None], columns, ALL & (np.arange(n) > 10), 1e-6).gain[:, 0]
         got = gains_of(model, values, columns, steps(n, [15, 25, 30]), 1e-6, everything)
@@ -91,7 +91,7 @@ def test_gains_of__a_step_is_what_scan_says(values, scale):
 
 
 def test_gains_of__what_the_curve_can_do_for_nothing_is_none(values):
-    everything = frozenset(range(len(NOISES) * len(changepoints._FREEDOM)))
+    everything = frozenset(range(len(NOISES) * len(FREEDOM)))
     assert np.abs(gains_of(design(n), values, NONE, np.arange(n, dtype=float)[:, None], 0.0, everything)).max() < 0.01
 
 
@@ -124,7 +124,7 @@ def test_scan__leaves_out_what_is_not_allowed(values):
 def test_fit__equals_a_dense_system(values, scale):
     model = scaled_design(scale, np.empty((n, 0)))
     columns = steps(n, [25])
-    point = 21 * len(changepoints._FREEDOM) + 2
+    point = 21 * len(FREEDOM) + 2
     found = fit(model, values, columns, point, 0.0)
     left, _, b, inverse, x = dense(values, columns, NOISES[21], freedoms()[2], scale)
     k = len(b) - 1
@@ -140,7 +140,7 @@ def test_fit__equals_a_dense_system(values, scale):
 
 def test_rougher__keeps_the_noise_and_gives_the_curve_more_freedom():
     model = design(400)
-    last = len(changepoints._FREEDOM) - 1
+    last = len(FREEDOM) - 1
     for point in (0, 3, last + 1):
         branch, shrink = model.at(point)
         rougher_branch, rougher = model.at(model.rougher(point))
@@ -155,7 +155,7 @@ def test_simulated__has_the_noise_of_the_fit(rho):
     m = 400
     rng = np.random.default_rng(5)
     values = scipy.signal.lfilter([np.sqrt(1 - rho**2)], [1, -rho], rng.standard_normal(m))
-    point = [one.rho for one in NOISES].index(rho) * len(changepoints._FREEDOM)
+    point = [one.rho for one in NOISES].index(rho) * len(FREEDOM)
     fitted = fit(design(m), values, np.zeros((m, 0)), point, 0.0)
     still = np.zeros((m, fitted.wiggle.shape[1]))
     series = simulated(design(m), replace(fitted, wiggle=still), np.zeros(m), np.inf, 0.0, rng, 300)
@@ -172,7 +172,7 @@ def test_simulated__lies_on_the_grid_of_the_series_with_no_more_noise():
     rng = np.random.default_rng(5)
     values = np.round(0.7 * rng.standard_normal(m))
     assert spacing(values) == 1
-    fitted = fit(design(m), values, np.zeros((m, 0)), 2 * len(changepoints._FREEDOM), 0.0)
+    fitted = fit(design(m), values, np.zeros((m, 0)), 2 * len(FREEDOM), 0.0)
     still = replace(fitted, wiggle=np.zeros((m, fitted.wiggle.shape[1])))
     series = simulated(design(m), still, np.zeros(m), np.inf, 1.0, rng, 200)
     assert set(np.unique(series)) <= set(range(-9, 10))
