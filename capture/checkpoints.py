@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from capture.files import replace_file
 from ndt_store.errors import IntegrityError, InvalidInputError, NotFoundError, StorageError
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "list_checkpoints",
     "load_into",
     "load_weights",
-    "replace_file",
     "save_weights",
     "weights_digest",
     "weights_fingerprint",
@@ -243,33 +243,6 @@ def list_checkpoints(folder: PathLike) -> list[tuple[int, Path]]:
         raise NotFoundError(f"No training folder at {root}, expected one with step-*.safetensors files; train first.")
     matches = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in root.iterdir())
     return sorted((int(match[1]), path) for match, path in matches if match)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put `content` at `path` atomically and durably: temporary name, fsync, rename, fsync of the folder.
-
-    Raises
-    ------
-    StorageError
-        The file system refuses; `path` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            f"Cannot write {path} ({error}), {len(content)} bytes; make room or mend the permissions, then repeat."
-        ) from error
 
 
 def _require_dense(name: str, value: object) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from capture.checkpoints import replace_file
+from capture.files import replace_file
 from capture.moments import Moment
 from ndt_store.errors import IntegrityError, ResumeMismatchError, StorageError
 from ndt_store.resume import json_mapping

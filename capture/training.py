@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from capture._reproducible import deterministic, mode
-from capture._training_state import KEPT_BY, TrainingLog, TrainingState, load_training_log, locked
+from capture._training_state import KEPT_BY, TrainingState, locked
 from capture.batches import batch_positions, evaluate, one_device
 from capture.checkpoints import checkpoint_path, weights_digest
 from capture.data import ImageData
@@ -30,6 +30,7 @@ from capture.modelstate import as_device
 from capture.recipe import Recipe, TrainingRecipe
 from capture.schedule import checkpoint_steps
 from capture.series import TrackedSeries, Tracking, recipe_tracking
+from capture.training_log import TrainingLog, load_training_log
 from capture.updates import Updates, make_optimizer
 from ndt_store.errors import CaptureError, InvalidInputError
 
