@@ -35,6 +35,8 @@ from .receptive import receptive_field
 from .report import report
 from .selectivity import class_means, selectivity_index
 from .smoothness import smoothness
+from .study import cnn_study
+from .study_pages import study_page
 from .summary import summary
 from .unit_types import TypeRule, type_shares, unit_types
 from .units import rank_units, unit_table
@@ -55,6 +57,7 @@ __all__ = [
     "class_cams",
     "class_means",
     "clopper_pearson",
+    "cnn_study",
     "compose",
     "compose_pairs",
     "composition_graph",
@@ -83,6 +86,7 @@ __all__ = [
     "schedule_pairs",
     "selectivity_index",
     "smoothness",
+    "study_page",
     "summary",
     "top_examples",
     "type_shares",

@@ -1,0 +1,207 @@
+"""The study of a CNN as one call: how it does, what its units answer to, what wakes up, and what is made of what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ndt_query.gallery import spread_pairs
+from ndt_query.graphs import compose_pairs
+from ndt_query.inference import clopper_pearson
+from ndt_query.inputs import require_number, require_steps
+from ndt_query.layers import described
+from ndt_query.performance import performance
+from ndt_query.selectivity import selectivity_index
+from ndt_query.unit_types import type_shares, unit_types
+from ndt_query.waking import Pairs, waking_units
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, LAYER, UNIT, X, Y
+from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store.reader import Store
+
+__all__ = ["cnn_study", "emergence"]
+
+N_MOMENTS: Final = 5
+SKIP: Final = 2
+"""Layers from an early one to the late one that is asked to be made of it: (0, 2), (1, 3), (2, 4)."""
+
+Progress = Callable[[int, int], None]
+
+
+def cnn_study(
+    store: Store,
+    *,
+    layers: Sequence[str] | None = None,
+    checkpoints: Sequence[int] | None = None,
+    pairs: Pairs | None = None,
+    n_permutations: int = 500,
+    seed: int = 0,
+    progress: Progress | None = None,
+    memory: int | str | None = None,
+) -> xr.DataTree:
+    """Ask everything that the study asks of a CNN, at some moments of its training.
+
+    Parameters
+    ----------
+    store : Store
+        With activations of conv layers, labels, predictions and images.
+    layers : sequence of str, optional
+        In order of depth; all that have activations without it. Types are asked of those with positions y and x.
+    checkpoints : sequence of int, optional
+        Moments; by default the first checkpoint and five more that span training. The first is what the others are
+        compared with: let it be that of the untrained network.
+    pairs : sequence of (before, after) or mapping of role to such, optional
+        Of `waking_units`; by default from moment to moment.
+    n_permutations, seed : int
+        Of the labels, for the p values of selectivity.
+    progress : callable, optional
+        Called as ``progress(done, total)`` after each part.
+    memory : int or str, optional
+        Budget of each query, see `ndt_query.budget`.
+
+    Returns
+    -------
+    DataTree
+        ``performance`` as of `ndt_query.performance`; ``selectivity/LAYER`` as of `selectivity_index`; ``types/LAYER``
+        as of `type_shares`, for conv layers; ``waking`` as of `waking_units`; ``composition/EARLY--LATE`` as of
+        `compose`, for each layer and the second after it, or its neighbour where there are two; ``emergence`` as of
+        `emergence`.
+
+    Raises
+    ------
+    NotFoundError
+        A layer or checkpoint is not there.
+    InvalidInputError
+        There is one checkpoint only.
+
+    Notes
+    -----
+    Two passes over each layer at the moments, one more for each composition it is in; rates, ranks and sums by class
+    come from views. Memory is that of the largest query.
+    """
+    held = [int(step) for step in store.checkpoints]
+    if len(held) < 2:
+        raise InvalidInputError(f"{store.path} has {len(held)} committed checkpoints: a study of training needs two.")
+    chosen = _layers(store, layers)
+    if checkpoints is not None:
+        require_steps(store[chosen[0]][ACTIVATIONS], checkpoints)
+    ends = spread_pairs(held, N_MOMENTS)
+    steps = sorted(set(checkpoints)) if checkpoints is not None else [ends[0][0], *(after for _, after in ends)]
+    moments: Pairs = pairs if pairs is not None else list(pairwise(steps))
+    acts = {layer: store[layer][ACTIVATIONS].sel({CHECKPOINT: steps}) for layer in chosen}
+    conv = [layer for layer in chosen if {Y, X} <= set(acts[layer].dims)]
+    linked = _linked(chosen)
+    total, done = len(chosen) + len(conv) + len(linked) + 2, 0
+
+    def told() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    permuted: dict[str, Any] = {"n_permutations": n_permutations, "seed": seed, "memory": memory}
+    nodes: dict[str, xr.Dataset] = {"performance": performance(store).sel({CHECKPOINT: steps})}
+    told()
+    selective: dict[str, xr.Dataset] = {}
+    for layer in chosen:
+        selective[layer] = nodes[f"selectivity/{layer}"] = selectivity_index(acts[layer], **permuted).compute()
+        told()
+    for layer in conv:
+        nodes[f"types/{layer}"] = type_shares(unit_types(store, layer, checkpoints=steps, **permuted))
+        told()
+    nodes["waking"] = waking_units({layer: store[layer][ACTIVATIONS] for layer in chosen}, moments, **permuted)
+    told()
+    for pair in linked:
+        found = compose_pairs({name: acts[name] for name in pair}, [pair], memory=memory)
+        nodes[f"composition/{'--'.join(pair)}"] = found[pair]
+        told()
+    nodes["emergence"] = emergence(selective)
+    tree = xr.DataTree.from_dict(nodes)
+    parameters = {"layers": chosen, "checkpoints": steps, "n_permutations": n_permutations, "seed": seed}
+    tree.attrs = described({}, next(iter(acts.values())), "study of a CNN", parameters, squeeze=False).attrs
+    tree.attrs.pop("layer", None)
+    return tree
+
+
+def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, max_q: float = 0.05) -> xr.Dataset:
+    """Say when the units of each layer came to tell one class from the others.
+
+    Parameters
+    ----------
+    selective : mapping of layer to Dataset (checkpoint, unit)
+        From `selectivity_index`.
+    least_auroc, max_q : float
+        A unit tells its preferred class from the others when its AUROC is at least this, at this false discovery rate.
+        That it is not chance alone says little: nearly all units of an untrained network answer to classes a little,
+        because random features of images do.
+
+    Returns
+    -------
+    Dataset
+        ``share`` (checkpoint, layer) of such units, with ``share_low`` and ``share_high``, 95% Clopper-Pearson
+        limits with n the units; over ``layer``: ``half``, the first checkpoint at which the share has risen by half of
+        what it rises from the first to its largest, and ``half_after``, the checkpoint before that: it happened between
+        these two. Both are NaN where the limits of the first and the largest share overlap: nothing has risen for sure.
+
+    Notes
+    -----
+    The limits take units for independent draws, which units of one network are at best roughly. Other seeds are not
+    in them.
+    """
+    require_number("max_q", max_q, below=1.0)
+    if not selective:
+        raise NotFoundError("There is no layer: give selectivity_index of one or more.")
+    require_number("least_auroc", least_auroc)
+    tell = [(one["q_value"] <= max_q) & (one["auroc"] >= least_auroc) for one in selective.values()]
+    counts = np.stack([one.sum(UNIT).values for one in tell], axis=1)
+    n = np.array([one.sizes[UNIT] for one in selective.values()])
+    steps = next(iter(selective.values()))[CHECKPOINT].values
+    share, (low, high) = counts / n, clopper_pearson(counts, np.broadcast_to(n, counts.shape))
+    half, before = _half(steps, share, low, high)
+    over = (CHECKPOINT, LAYER)
+    return xr.Dataset(
+        {
+            "share": (over, share),
+            "share_low": (over, low),
+            "share_high": (over, high),
+            "half": (LAYER, half),
+            "half_after": (LAYER, before),
+            "n_units": (LAYER, n),
+        },
+        {CHECKPOINT: steps, LAYER: list(selective)},
+        {"what": "when units came to tell a class", "least_auroc": least_auroc, "max_q": max_q},
+    )
+
+
+def _half(
+    steps: NDArray[Any], share: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    n = share.shape[1]
+    half, before = np.full(n, np.nan), np.full(n, np.nan)
+    for layer in range(n):
+        top = int(share[:, layer].argmax())
+        if low[top, layer] <= high[0, layer]:
+            continue
+        middle = (share[0, layer] + share[top, layer]) / 2
+        at = int((share[:, layer] >= middle).argmax())
+        half[layer], before[layer] = steps[at], steps[at - 1]
+    return half, before
+
+
+def _layers(store: Store, layers: Sequence[str] | None) -> list[str]:
+    able = [name for name in store.layers if ACTIVATIONS in store[name]]
+    missing = [name for name in layers or [] if name not in able]
+    if missing or not able:
+        held = ", ".join(able) or "none"
+        raise NotFoundError(f"{store.path} has no activations of {', '.join(missing) or 'any layer'}: it has {held}.")
+    return list(layers) if layers is not None else able
+
+
+def _linked(layers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each layer with the second after it, or its neighbour where there are but two."""
+    apart = min(SKIP, len(layers) - 1)
+    return list(zip(layers[:-apart], layers[apart:], strict=True)) if apart else []
