@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from capture._describe import described
 from capture._training_state import locked
 from capture.arms import Course, Images
 from capture.data import load_data
@@ -23,6 +24,7 @@ from capture.modelstate import as_device
 from capture.moments import Moment, Moments
 from capture.recipe import Recipe
 from ndt_store.dims import LAYER, STEP
+from ndt_store.errors import InvalidInputError
 
 __all__ = ["run_interventions", "run_plan"]
 
@@ -149,6 +151,8 @@ def run_plan(
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """Do what `plan_interventions` planned; see `run_interventions`."""
+    if not isinstance(folder, str | os.PathLike):
+        raise InvalidInputError(f"folder is {described(folder)}, expected a path: finished arms are kept there.")
     place, n_done = as_device(device), 0
 
     def done() -> None:

@@ -136,10 +136,13 @@ def as_keep(text: str) -> str | Schedule:
         if equals:
             return {form: int(number)}
         if text[:1].isdigit():
-            return [int(step) for step in text.split(",")]
+            steps = [int(step) for step in text.split(",")]
+            if len(set(steps)) != len(steps):
+                raise ValueError("a step is there twice")
+            return steps
     except ValueError:
         raise InvalidInputError(
-            f"keep is {text!r}: expected recipe, all, jumps, every=N, log=N, or steps as in 0,50,700."
+            f"keep is {text!r}: expected recipe, all, jumps, every=N, log=N, or steps, each once, as in 0,50,700."
         ) from None
     return text
 

@@ -19,7 +19,7 @@ from capture import kept_arms
 from capture.batches import batch_positions, evaluate
 from capture.data import load_data
 from capture.intervention_plan import plan_interventions
-from capture.interventions import run_interventions
+from capture.interventions import run_interventions, run_plan
 from capture.moments import Moment
 from capture.recipe import Recipe, parse_recipe
 from capture.training import train
@@ -323,12 +323,24 @@ def test_result__is_kept_in_a_store_and_read_back(result: xr.Dataset, tmp_path: 
         ({"seeds": ()}, "seeds is"),
         ({"seeds": (0, 0)}, "seeds is"),
         ({"seeds": (-1, 4)}, "seeds is"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"moments": None}, "moments is None"),
+        ({"layers": 3}, "layers is 3"),
+        ({"n_steps": 200}, "n_steps is 200, and the training has"),
+        ({"every": 1000}, "every is 1000, which leaves fewer than two measurements"),
     ],
 )
 def test_plan__refuses_what_is_not_possible(changes: dict[str, Any], match: str) -> None:
     options: dict[str, Any] = {"moments": MOMENTS, "seeds": (0, 4), "n_steps": N}
     with pytest.raises(InvalidInputError, match=match):
         plan_interventions(recipe(), **(options | changes))
+
+
+def test_plan__takes_no_name_for_a_recipe_and_a_run_no_number_for_a_folder() -> None:
+    with pytest.raises(InvalidInputError, match="recipe is 'cnn_deep', expected a Recipe"):
+        plan_interventions("cnn_deep", moments=MOMENTS)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="folder is 5, expected a path"):
+        run_plan(plan_interventions(recipe(), moments=MOMENTS, seeds=(0, 4), n_steps=N), 5)  # type: ignore[arg-type]
 
 
 def test_plan__counts_arms_and_updates() -> None:
@@ -338,5 +350,5 @@ def test_plan__counts_arms_and_updates() -> None:
     assert plan.moments[0] == (Moment(3, "jump", 0), Moment(6, "control", 0))
     assert plan.every == 2
     assert plan.layers == ("encoder.layers.0", "classifier")
-    same = plan_interventions(recipe(), moments=[(np.int64(5), "control")], n_steps=N)
+    same = plan_interventions(recipe(), moments=[(np.int64(5), "control")], n_steps=np.int64(N))
     assert same.moments == {seed: (Moment(5, "control"),) for seed in (0, 1, 2)}

@@ -177,7 +177,7 @@ def test_as_keep__reads_what_a_command_line_says(text: str, keep: Any) -> None:
     assert as_keep(text) == keep
 
 
-@pytest.mark.parametrize("text", ["every=x", "0,fifty", "5-7"])
+@pytest.mark.parametrize("text", ["every=x", "0,fifty", "5-7", "0,5,0"])
 def test_as_keep__refuses_what_is_no_schedule(text: str) -> None:
     with pytest.raises(InvalidInputError, match="expected recipe, all, jumps, every=N"):
         as_keep(text)
