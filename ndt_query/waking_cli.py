@@ -53,17 +53,7 @@ def waking(
         {layer: opened[layer].activations for layer in layers}, pairs or _default(opened), min_rate=min_rate
     )
     if listed:
-        names = [
-            "layer_of",
-            "unit",
-            "rate_after",
-            "preferred_class",
-            "selectivity_index",
-            "auroc",
-            "p_value",
-            "q_value",
-        ]
-        there = [name for name in names if name in result]
+        there = [name for name in LISTED if name in result]
         moments = result["moment_of"].values
         rows: list[dict[str, Any]] = [
             {"after": int(result["after"].values[moment]), **{name: result[name].values[n].item() for name in there}}
@@ -71,10 +61,8 @@ def waking(
         ]
         emit(rows, output_format, columns=list(rows[0]) if rows else ["after", *LISTED])
     else:
-        table = result[["woken", "dead_before", "share", "share_low", "share_high"]].to_dataframe().reset_index("layer")
-        counted = table[
-            ["role", "before", "after", "layer", "woken", "dead_before", "share", "share_low", "share_high"]
-        ]
+        table = result[list(COUNTED)].to_dataframe().reset_index("layer")
+        counted = table[["role", "before", "after", "layer", *COUNTED]]
         emit([{str(name): value for name, value in row.items()} for row in counted.to_dict("records")], output_format)
     if figure is not None:
         from ndt_query.plot import save
