@@ -84,10 +84,10 @@ def aligned(study: xr.Dataset, name: str, there: Bools) -> F64:
     values = study[name].values.astype(np.float64)[:, :, :, even]
     firsts = np.searchsorted(study[STEP].values[even], study["moment_step"].values - 1)
     n = values.shape[3] - int(firsts[there].max())
-    aligned = np.full((*values.shape[:3], n, *values.shape[4:]), np.nan)
+    found = np.full((*values.shape[:3], n, *values.shape[4:]), np.nan)
     for s, m in zip(*np.nonzero(there), strict=True):
-        aligned[s, m] = values[s, m, :, firsts[s, m] : firsts[s, m] + n]
-    return aligned
+        found[s, m] = values[s, m, :, firsts[s, m] : firsts[s, m] + n]
+    return found
 
 
 def area(values: F64, every: int) -> F64:
