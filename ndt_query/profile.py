@@ -14,16 +14,15 @@ from ndt_query.firing import dead_units
 from ndt_query.inputs import require_count, require_steps
 from ndt_query.layers import described
 from ndt_query.ranking import top_examples
-from ndt_query.receptive import patch_bounds, receptive_field
+from ndt_query.receptive import EXPERIMENT, patch_bounds, receptive_field
 from ndt_query.reductions import RANK
 from ndt_query.selectivity import class_means, selectivity_index
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, UNIT, X, Y
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
-__all__ = ["EXPERIMENT", "cut_patches", "field_of", "images_of", "unit_profile"]
+__all__ = ["cut_patches", "field_of", "images_of", "unit_profile"]
 
-EXPERIMENT: Final = "receptive_fields"
 N_BINS: Final = 40
 _AT_ONCE: Final = ("selectivity_index", "d_prime", "auroc", "p_value", "preferred_class")
 
