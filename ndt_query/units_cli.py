@@ -58,7 +58,8 @@ def units(
     with progress_bar("ranking") as advance:
         for done, layer in enumerate(layers, 1):
             table = unit_table(selection.apply(opened[layer])).compute()
-            for one in _each_checkpoint(table):
+            for place in range(table.sizes["checkpoint"]):
+                one = table.isel(checkpoint=place)
                 chosen = rank_units(
                     one, by, n=n_units, ascending=ascending, least_rate=least_rate, max_q=max_q, preferred=preferred
                 )
@@ -142,14 +143,6 @@ def types(store: str, selection: Selection, figure: str | None, output_format: s
         from ndt_query.plot import unit_types as draw
 
         tell(f"wrote {save(draw(shares), figure)}")
-
-
-def _each_checkpoint(table: xr.Dataset) -> list[xr.Dataset]:
-    if "checkpoint" not in table.dims:
-        return [table]
-    if not table.sizes["checkpoint"]:
-        raise NotFoundError("The store has no committed checkpoint: capture one first.")
-    return [table.isel(checkpoint=place) for place in range(table.sizes["checkpoint"])]
 
 
 def _facts(profile: xr.Dataset) -> list[dict[str, Any]]:
