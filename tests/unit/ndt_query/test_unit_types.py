@@ -1,11 +1,15 @@
 """The rule of types says what it should of planted units and pictures, and nothing of what learned nothing."""
 
+import json
+
 import numpy as np
 import pytest
 import xarray as xr
 
 import ndt_query as nq
 from ndt_query.kernels.patches import orientation_coherence, spatial_frequency
+from ndt_query.unit_types import TYPES
+from ndt_store.cli import main
 from ndt_store.errors import DimensionError, NotFoundError
 from ndt_store.testing import simulate_store
 
@@ -138,3 +142,20 @@ def test_figure__draws_shares_and_the_base_rate(found):
     np.testing.assert_allclose(lines[7].get_ydata(), shares["share"].sel(type="object")[0])
     with pytest.raises(DimensionError, match="pass that of type_shares"):
         nq.plot.unit_types({"conv": found})
+
+
+def test_command__counts_types_of_conv_layers_and_draws_them(store, found, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["types", str(store.path), "--format", "json", "--figure", str(tmp_path / "t.png")])
+    captured = capsys.readouterr()
+    assert stop.value.code == 0, captured.err
+    rows = json.loads(captured.out)
+    assert {row["layer"] for row in rows} == {"conv"}
+    counts = {(row["checkpoint"], row["type"]): row["count"] for row in rows}
+    shares = nq.type_shares(found)
+    assert counts == {(c, t): int(shares["count"].sel(checkpoint=c, type=t)) for c in (0, 10) for t in TYPES}
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit) as stop:
+        main(["types", str(store.path), "--layer", "fc"])
+    assert stop.value.code == 2
+    assert "types are of conv layers" in capsys.readouterr().err
