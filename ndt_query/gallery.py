@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from ndt_query.tiles import Tiles, as_tiles, scale_picture
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, GRADIENTS, X, Y
 from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
 from ndt_store.reader import Store
+from ndt_store.selection import matching
 
 __all__ = ["ARRAYS", "cam_gallery", "spread_pairs"]
 
@@ -107,10 +107,9 @@ def cam_gallery(
     """
     steps = [int(step) for step in store.checkpoints]
     require_count("n_per_class", n_per_class, 1)
-    chosen_pairs = _pairs(store, steps, pairs)
     names = _layers(store, layers)
+    chosen_pairs = _pairs(store, steps, pairs, store[names[0]][ACTIVATIONS])
     root, out = root_dataset(store), Path(out_dir)
-    inputs = as_tiles(root["input"]) if "input" in root else None
     made: list[_Page] = []
     nodes: dict[str, xr.Dataset] = {}
     total = len(chosen_pairs) * len(names)
@@ -118,6 +117,7 @@ def cam_gallery(
         chosen = correct_examples(root, [pair[1]], n_per_class=n_per_class)
         if not chosen.size:
             raise NotFoundError(f"The network has no example right at checkpoint {pair[1]}: choose a later pair.")
+        inputs = as_tiles(root["input"].sel({EXAMPLE: chosen[EXAMPLE].values})) if "input" in root else None
         for layer in names:
             picked = store[layer].sel({CHECKPOINT: list(pair), EXAMPLE: chosen[EXAMPLE].values})
             cam = grad_cam(picked[[ACTIVATIONS, GRADIENTS]], signed=signed, memory=memory)
@@ -146,7 +146,7 @@ def cam_gallery(
     return write_page(index, out / "index.html", "The gallery")
 
 
-def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None) -> tuple[Pair, ...]:
+def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None, acts: xr.DataArray) -> tuple[Pair, ...]:
     if len(steps) < 2:
         raise InvalidInputError(f"{store.path} has {len(steps)} committed checkpoints: a comparison needs two.")
     if pairs is None:
@@ -154,7 +154,7 @@ def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None) -> 
     for pair in pairs:
         if len(pair) != 2 or pair[0] == pair[1]:
             raise InvalidInputError(f"{pair!r} is no pair of checkpoints: give two different steps, before and after.")
-        require_steps(store.root["prediction"] if "prediction" in store.root else store.root["loss"], pair)
+        require_steps(acts, pair)
     if not pairs:
         raise InvalidInputError("pairs is empty: give at least one (before, after), or leave it out.")
     return tuple((int(before), int(after)) for before, after in pairs)
@@ -162,12 +162,9 @@ def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None) -> 
 
 def _layers(store: Store, patterns: str | Sequence[str]) -> list[str]:
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-    able = [
-        name
-        for name in store.layers
-        if {ACTIVATIONS, GRADIENTS} <= set(store[name].data_vars) and {Y, X} <= set(store[name].dims)
-    ]
-    found = [name for name in able if any(name == one or fnmatch.fnmatchcase(name, one) for one in wanted)]
+    both = [name for name in store.layers if {ACTIVATIONS, GRADIENTS} <= set(store.schema.kinds(name))]
+    able = [name for name in both if {Y, X} <= set(store[name].dims)]
+    found = [name for name in able if any(name in matching(able, one) for one in wanted)]
     if not found:
         held = ", ".join(able) or "none"
         raise NotFoundError(

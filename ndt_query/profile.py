@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ndt_query.activity import unit_moments
 from ndt_query.firing import dead_units
+from ndt_query.images import as_images
 from ndt_query.inputs import require_count, require_steps
 from ndt_query.layers import described
 from ndt_query.ranking import top_examples
@@ -204,12 +205,7 @@ def images_of(store: Store, examples: NDArray[Any]) -> NDArray[np.float64] | Non
     """Return inputs as (example, channel, row, column), None where there are none or they are no images."""
     if "input" not in store.root:
         return None
-    values = np.asarray(store.root["input"].sel({EXAMPLE: examples}).values, dtype=np.float64)
-    if values.ndim == 3:
-        return values[:, None]
-    if values.ndim == 4 and values.shape[1] not in (1, 3) and values.shape[-1] in (1, 3):
-        return np.moveaxis(values, -1, 1)
-    return values if values.ndim == 4 else None
+    return as_images(np.asarray(store.root["input"].sel({EXAMPLE: examples}).values, dtype=np.float64))
 
 
 def field_of(store: Store, layer: str) -> xr.Dataset | None:

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from ndt_query.images import as_images
 from ndt_query.pages import picture_source
 from ndt_store.dims import EXAMPLE
 from ndt_store.errors import NotFoundError
@@ -65,17 +66,14 @@ class Tiles:
 
 
 def as_tiles(inputs: xr.DataArray) -> Tiles | None:
-    """Make pictures of inputs (example, row, column), with a channel before or after these or without one.
+    """Make pictures of inputs, see `ndt_query.images`, all on one scale; None where they are no images.
 
-    All are drawn on one scale. None where the inputs are no images.
+    All inputs that are given are loaded: select those that will be shown.
     """
-    values = np.asarray(inputs.transpose(EXAMPLE, ...).values, dtype=np.float64)
-    if values.ndim == 3:
-        values = values[..., None]
-    elif values.ndim == 4 and values.shape[1] in (1, 3):
-        values = np.moveaxis(values, 1, -1)
-    if values.ndim != 4 or values.shape[-1] not in (1, 3):
+    images = as_images(np.asarray(inputs.transpose(EXAMPLE, ...).values, dtype=np.float64))
+    if images is None:
         return None
+    values = np.moveaxis(images, 1, -1)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     grey = np.nan_to_num((values - low) / ((high - low) or 1.0))
     pixels = np.broadcast_to(np.round(255 * grey), (*values.shape[:-1], 3)).astype(np.uint8)

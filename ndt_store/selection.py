@@ -20,7 +20,7 @@ from ndt_store.reader import Store, nearest_steps
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Selection", "pick"]
+__all__ = ["Selection", "matching", "pick"]
 
 
 def pick(text: str | None, labels: NDArray[np.int64], what: str) -> NDArray[np.intp]:
@@ -69,6 +69,13 @@ def pick(text: str | None, labels: NDArray[np.int64], what: str) -> NDArray[np.i
     return np.asarray(sorted({position[label] for label in wanted}))
 
 
+def matching(names: Sequence[str], pattern: str | None) -> list[str]:
+    """Return the names that a pattern is about: the one it spells out, else those its glob matches."""
+    if pattern is None or pattern in names:
+        return list(names) if pattern is None else [pattern]
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """What part of a store a command is about; None means all."""
@@ -80,9 +87,7 @@ class Selection:
 
     def layers(self, store: Store) -> Sequence[str]:
         """Names of the selected layers, in the store's order."""
-        if self.layer in store.layers:
-            return [self.layer]
-        found = [name for name in store.layers if self.layer is None or fnmatch.fnmatchcase(name, self.layer)]
+        found = matching(store.layers, self.layer)
         if not found:
             raise NotFoundError(f"{store.path} has no layer like {self.layer!r}: it holds {', '.join(store.layers)}.")
         return found

@@ -16,7 +16,7 @@ from ndt_query.inputs import class_name
 from ndt_query.plot.style import DOUBLE_COLUMN, plain, styled
 from ndt_query.tiles import DIFFERENCES, MAPS, as_tiles
 from ndt_store.dims import CHECKPOINT, CLASS, EXAMPLE, X, Y
-from ndt_store.errors import DimensionError, InvalidInputError
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 
 __all__ = ["cams", "class_cams"]
 
@@ -49,6 +49,8 @@ def cams(comparison: xr.Dataset, inputs: xr.DataArray | None = None) -> Figure:
         The Dataset is no comparison of maps over y and x, or the inputs are no images.
     InvalidInputError
         There are more than 12 examples, or none.
+    NotFoundError
+        An example is not among the inputs.
     """
     if "difference" not in comparison or set(comparison["difference"].dims) != {EXAMPLE, Y, X}:
         raise DimensionError("The result has no difference over example, y and x: pass that of cam_difference.")
@@ -59,7 +61,7 @@ def cams(comparison: xr.Dataset, inputs: xr.DataArray | None = None) -> Figure:
     steps = json.loads(shown.attrs.get("parameters", "{}"))
     rows = [("before", f"step {steps.get('before', '')}"), ("after", f"step {steps.get('after', '')}"),
             ("difference", "difference")]  # fmt: skip
-    pictures = None if inputs is None else as_tiles(inputs)
+    pictures = None if inputs is None else as_tiles(_of_examples(inputs, shown[EXAMPLE].values))
     if inputs is not None and pictures is None:
         raise DimensionError(f"The inputs have dims {inputs.dims} and are no images: leave inputs out.")
     figure, axes = _grid(n, len(rows) + (pictures is not None), side=0.75)
@@ -79,6 +81,13 @@ def cams(comparison: xr.Dataset, inputs: xr.DataArray | None = None) -> Figure:
     for row, text in enumerate([*(["input"] if pictures is not None else []), *(text for _, text in rows)]):
         axes[row][0].set_ylabel(text, rotation=0, ha="right", va="center", labelpad=4, fontsize=7)
     return figure
+
+
+def _of_examples(inputs: xr.DataArray, examples: NDArray[Any]) -> xr.DataArray:
+    missing = np.setdiff1d(examples, inputs[EXAMPLE].values)
+    if missing.size:
+        raise NotFoundError(f"inputs lack example {missing[0]} and {missing.size - 1} more: pass the whole probe set.")
+    return inputs.sel({EXAMPLE: examples})
 
 
 @styled

@@ -1,6 +1,7 @@
 """Pages of Grad-CAM comparisons: every example that they should show, on honest scales, with the arrays beside them."""
 
 import base64
+import importlib
 import io
 import re
 
@@ -217,3 +218,22 @@ def test_figure__of_classes_is_on_one_scale(store):
     assert low == -high
     with pytest.raises(DimensionError, match="pass that of class_cams"):
         nq.plot.class_cams(cam.to_dataset(name="cam"))
+
+
+def test_gallery_and_figure__load_only_the_inputs_that_they_show(store, tmp_path, monkeypatch):
+    gallery, figures = (importlib.import_module(f"ndt_query.{name}") for name in ("gallery", "plot.cams"))
+    sizes = []
+
+    def noted(inputs):
+        sizes.append(inputs.sizes["example"])
+        return as_tiles(inputs)
+
+    monkeypatch.setattr(gallery, "as_tiles", noted)
+    monkeypatch.setattr(figures, "as_tiles", noted)
+    nq.cam_gallery(store, tmp_path, pairs=[(10, 40)], n_per_class=2)
+    chosen = nq.correct_examples(store, [40], n_per_class=1)
+    comparison = nq.cam_difference(nq.grad_cam(store[LAYER].sel(example=chosen.example)), 10, 40)
+    nq.plot.cams(comparison, store.root["input"])
+    assert sizes == [6, 3]
+    with pytest.raises(NotFoundError, match="inputs lack example"):
+        nq.plot.cams(comparison, store.root["input"].isel(example=slice(1)))
