@@ -16,6 +16,7 @@ from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import require_number, require_steps
 from ndt_query.layers import described
 from ndt_query.performance import performance
+from ndt_query.profile import images_of
 from ndt_query.selectivity import selectivity_index
 from ndt_query.unit_types import type_shares, unit_types
 from ndt_query.waking import Pairs, waking_units
@@ -48,7 +49,7 @@ def cnn_study(
     Parameters
     ----------
     store : Store
-        With activations of conv layers, labels, predictions and images.
+        With activations of conv layers, labels and predictions; types are left out where the inputs are no images.
     layers : sequence of str, optional
         In order of depth; all that have activations without it. Types are asked of those with positions y and x.
     checkpoints : sequence of int, optional
@@ -80,8 +81,8 @@ def cnn_study(
 
     Notes
     -----
-    Two passes over each layer at the moments, one more for each composition it is in; rates, ranks and sums by class
-    come from views. Memory is that of the largest query.
+    One pass over each layer at the moments, and one more for each composition it is in and for the units that woke up;
+    rates, ranks and sums by class come from views. Memory is that of the largest query.
     """
     held = [int(step) for step in store.checkpoints]
     if len(held) < 2:
@@ -93,7 +94,8 @@ def cnn_study(
     steps = sorted(set(checkpoints)) if checkpoints is not None else [ends[0][0], *(after for _, after in ends)]
     moments: Pairs = pairs if pairs is not None else list(pairwise(steps))
     acts = {layer: store[layer][ACTIVATIONS].sel({CHECKPOINT: steps}) for layer in chosen}
-    conv = [layer for layer in chosen if {Y, X} <= set(acts[layer].dims)]
+    has_images = images_of(store, store.examples[:1]) is not None
+    conv = [layer for layer in chosen if has_images and {Y, X} <= set(acts[layer].dims)]
     linked = _linked(chosen)
     total, done = len(chosen) + len(conv) + len(linked) + 2, 0
 
@@ -106,18 +108,20 @@ def cnn_study(
     permuted: dict[str, Any] = {"n_permutations": n_permutations, "seed": seed, "memory": memory}
     nodes: dict[str, xr.Dataset] = {"performance": performance(store).sel({CHECKPOINT: steps})}
     told()
+    # Before what takes long: it looks at the pairs.
+    nodes["waking"] = waking_units({layer: store[layer][ACTIVATIONS] for layer in chosen}, moments, **permuted)
+    told()
     selective: dict[str, xr.Dataset] = {}
     for layer in chosen:
         selective[layer] = nodes[f"selectivity/{layer}"] = selectivity_index(acts[layer], **permuted).compute()
         told()
     for layer in conv:
-        nodes[f"types/{layer}"] = type_shares(unit_types(store, layer, checkpoints=steps, **permuted))
+        found = unit_types(store, layer, checkpoints=steps, selective=selective[layer], memory=memory)
+        nodes[f"types/{layer}"] = type_shares(found)
         told()
-    nodes["waking"] = waking_units({layer: store[layer][ACTIVATIONS] for layer in chosen}, moments, **permuted)
-    told()
     for pair in linked:
-        found = compose_pairs({name: acts[name] for name in pair}, [pair], memory=memory)
-        nodes[f"composition/{'--'.join(pair)}"] = found[pair]
+        made = compose_pairs({name: acts[name] for name in pair}, [pair], memory=memory)
+        nodes[f"composition/{'--'.join(pair)}"] = made[pair]
         told()
     nodes["emergence"] = emergence(selective)
     tree = xr.DataTree.from_dict(nodes)

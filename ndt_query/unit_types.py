@@ -77,6 +77,7 @@ def unit_types(
     *,
     checkpoints: Sequence[int] | None = None,
     rule: TypeRule | None = None,
+    selective: xr.Dataset | None = None,
     k: int = 9,
     n_permutations: int = 500,
     seed: int = 0,
@@ -94,6 +95,9 @@ def unit_types(
         Training steps; all without it. Let the first be that of the untrained network.
     rule : TypeRule, optional
         Limits of the rule.
+    selective : Dataset (checkpoint, unit), optional
+        What `selectivity_index` says of the layer at these checkpoints, where it is known already; it is asked without
+        it.
     k : int
         Examples whose patches are averaged to the preferred patch.
     n_permutations, seed : int
@@ -118,8 +122,8 @@ def unit_types(
 
     Notes
     -----
-    One pass over the layer for selectivity; ranks and rates come from views where there are some. `type_shares` counts
-    them against the first checkpoint.
+    One pass over the layer for selectivity; ranks and rates come from views where there are some. The images that drive
+    its units are held in memory. `type_shares` counts types against the first checkpoint.
     """
     require_count("k", k, 1)
     acts = store[layer].get(ACTIVATIONS)
@@ -128,11 +132,16 @@ def unit_types(
     if checkpoints is not None:
         require_steps(acts, checkpoints)
         acts = acts.sel({CHECKPOINT: list(checkpoints)})
-    top, firing, selective = compute(
-        top_examples(acts, k, memory=memory),
-        dead_units(acts, memory=memory),
-        selectivity_index(acts, n_permutations=n_permutations, seed=seed, memory=memory),
-    )
+    if selective is None:
+        selective = selectivity_index(acts, n_permutations=n_permutations, seed=seed, memory=memory)
+    top, firing, selective = compute(top_examples(acts, k, memory=memory), dead_units(acts, memory=memory), selective)
+    if not (
+        selective.sizes.get(CHECKPOINT) == acts.sizes[CHECKPOINT] and selective.sizes.get(UNIT) == acts.sizes[UNIT]
+    ):
+        raise DimensionError(
+            f"selective has sizes {dict(selective.sizes)} where layer {layer} has {acts.sizes[CHECKPOINT]} checkpoints "
+            f"and {acts.sizes[UNIT]} units: ask selectivity_index about the same."
+        )
     pictures, field = _preferred(store, layer, top)
     over = (CHECKPOINT, UNIT)
     scores = xr.Dataset(

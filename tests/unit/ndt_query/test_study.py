@@ -1,5 +1,7 @@
 """The study of a CNN is made of what each question says, finds what was planted, and finds nothing in noise."""
 
+import importlib
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -138,3 +140,24 @@ def test_command__writes_the_study_of_chosen_layers_and_moments(store, tmp_path,
     stored = xr.open_datatree(tmp_path / "study.zarr", engine="zarr", consolidated=False)
     assert list(stored["composition"].children) == ["conv1--conv2"]
     assert stored["emergence"]["checkpoint"].values.tolist() == [0, 40]
+
+
+def test_study__asks_for_selectivity_once_and_looks_at_pairs_before_it(store, monkeypatch):
+    module, types = (importlib.import_module(f"ndt_query.{name}") for name in ("study", "unit_types"))
+    asked = []
+    ask = module.selectivity_index
+    monkeypatch.setattr(module, "selectivity_index", lambda acts, **rest: asked.append(acts.name) or ask(acts, **rest))
+    monkeypatch.setattr(types, "selectivity_index", None)
+    with pytest.raises(InvalidInputError, match="no pair of checkpoints"):
+        nq.cnn_study(store, pairs=[(10, 0)])
+    assert asked == []
+    nq.cnn_study(store, checkpoints=[0, 40], layers=["conv1", "conv2"])
+    assert len(asked) == 2
+
+
+def test_study__of_inputs_that_are_no_images_leaves_types_out(store, monkeypatch):
+    module = importlib.import_module("ndt_query.study")
+    monkeypatch.setattr(module, "images_of", lambda store, examples: None)
+    found = nq.cnn_study(store, checkpoints=[0, 40], layers=["conv1", "conv2"])
+    assert "types" not in found.children
+    assert set(study_figures(found)) == {"emergence", "selectivity", "waking", "composition"}

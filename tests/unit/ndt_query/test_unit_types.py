@@ -114,6 +114,11 @@ def test_types__follow_from_their_scores(found, store):
     assert found["field"].item() == 1  # nothing is known of it: the whole input
 
 
+def test_types__are_the_same_from_selectivity_that_is_known(found, store):
+    known = nq.selectivity_index(store["conv"].activations, n_permutations=500)
+    xr.testing.assert_identical(nq.unit_types(store, "conv", selective=known), found)
+
+
 def test_shares__count_and_compare_with_the_first_checkpoint(found):
     shares = nq.type_shares(found)
     assert (shares["count"].sum("type") == 12).all()
@@ -129,6 +134,9 @@ def test_types__name_what_is_wrong(store):
         nq.unit_types(store, "fc")
     with pytest.raises(NotFoundError, match="no checkpoint 3"):
         nq.unit_types(store, "conv", checkpoints=[3])
+    selective = nq.selectivity_index(store["conv"].activations.sel(checkpoint=[10]))
+    with pytest.raises(DimensionError, match="ask selectivity_index about the same"):
+        nq.unit_types(store, "conv", selective=selective)
     with pytest.raises(NotFoundError, match="pass that of unit_types"):
         nq.type_shares(xr.Dataset())
 
