@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,7 +11,7 @@ from ndt_store.cliparts import emit, format_option, require_picture, selection_o
 from ndt_store.dims import LAYER, STEP
 from ndt_store.errors import NotFoundError
 from ndt_store.reader import open_training
-from ndt_store.selection import Selection
+from ndt_store.selection import Selection, matching
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,7 +61,7 @@ def _selected(training: xr.Dataset, pattern: str | None, store: str) -> xr.Datas
     if pattern is None or LAYER not in training.dims:
         return training
     names = [str(name) for name in training[LAYER].values]
-    chosen = [name for name in names if name == pattern] or [n for n in names if fnmatch.fnmatchcase(n, pattern)]
+    chosen = matching(names, pattern)
     if not chosen:
         raise NotFoundError(f"{store} tracked no layer like {pattern!r}: it tracked {', '.join(names)}.")
     return training.sel({LAYER: chosen})
@@ -82,13 +81,9 @@ def _from_first(training: xr.Dataset, measure: str) -> xr.Dataset:
 
 
 def _none(found: xr.Dataset, measure: str, alpha: float) -> str:
-    strongest = found["next_p_value"].values.reshape(-1)
-    place = int(strongest.argmin())
-    step = found["next_step"].values.reshape(-1)[place]
-    if np.isnan(step):
+    from ndt_query.jump_moments import nearest_miss
+
+    miss = nearest_miss(found)
+    if not miss:
         return f"{measure} never changes: no jumps."
-    where = f" of {found['measured_layer'].values[place]}" if "measured_layer" in found.dims else ""
-    return (
-        f"No jumps of {measure} at a false discovery rate of {alpha:g}: the least p value is {strongest[place]:.2g}, "
-        f"for the change{where} at step {int(step)}."
-    )
+    return f"No jumps of {measure} at a false discovery rate of {alpha:g}: {miss}."

@@ -17,7 +17,7 @@ from ndt_query.layers import described
 from ndt_store.dims import LAYER
 from ndt_store.errors import InvalidInputError, NotFoundError
 
-__all__ = ["characterise_jumps", "jump_schedule"]
+__all__ = ["characterise_jumps", "jump_schedule", "nearest_miss"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -91,6 +91,23 @@ def characterise_jumps(jumps: xr.Dataset, *, confidence: float = 0.95) -> xr.Dat
         variables["count"] = xr.Variable((), counts[0])
     source = jumps["size"].assign_attrs(jumps.attrs)
     return described(variables, source, "what jumps are like", {"confidence": confidence}, squeeze=False, coords=coords)
+
+
+def nearest_miss(jumps: xr.Dataset) -> str:
+    """Say in words how near the strongest change that is no jump came to one; "" where the measure never changes.
+
+    Parameters
+    ----------
+    jumps : Dataset
+        From `detect_jumps`.
+    """
+    p_values = jumps["next_p_value"].values.reshape(-1)
+    place = int(p_values.argmin())
+    step = jumps["next_step"].values.reshape(-1)[place]
+    if np.isnan(step):
+        return ""
+    where = f" of {jumps[MEASURED_LAYER].values[place]}" if MEASURED_LAYER in jumps.dims else ""
+    return f"the least p value is {p_values[place]:.2g}, for the change{where} at step {int(step)}"
 
 
 def jump_schedule(jumps: xr.Dataset, *, seed: int = 0) -> xr.Dataset:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
 from ndt_query.intervention_study import EXPERIMENT
 from ndt_query.interventions import effect_rows, intervention_effects
-from ndt_query.jump_moments import characterise_jumps
+from ndt_query.jump_moments import characterise_jumps, nearest_miss
 from ndt_query.jumps import JUMP, detect_jumps
 from ndt_query.layers import Whole
 from ndt_query.plot.interventions import interventions
@@ -76,12 +75,7 @@ def trained(store: Whole) -> Trained:
         effects = intervention_effects(store)
     except (DimensionError, InvalidInputError) as error:
         return Trained(figures, jumps, words, f"Interventions are left out. {error}")
-    said = (
-        f"For {effects.attrs['n_steps']} updates from each moment, and compared over {effects.attrs['window']} steps. "
-        f"{effects.attrs['seeds']}."
-        if "n_steps" in effects.attrs
-        else f"Compared over {effects.attrs['window']} steps. {effects.attrs['seeds']}."
-    )
+    said = f"Compared over {effects.attrs['window']} steps from each moment. {effects.attrs['seeds']}."
     return Trained((*figures, (EXPERIMENT, interventions(effects))), jumps, words, said, tuple(effect_rows(effects)))
 
 
@@ -94,7 +88,7 @@ def _jumps(store: Store) -> tuple[tuple[tuple[str, Figure], ...], tuple[dict[str
         found = detect_jumps(training, alpha=ALPHA, measure=MEASURE)
     except (DimensionError, InvalidInputError, NotFoundError) as error:
         return (), (), f"Jumps were not looked for. {error}"
-    figures = [("trajectories", trajectories(found, training if "loss" in training else None))]
+    figures = [("trajectories", trajectories(found, training if {"loss", "validation_loss"} & set(training) else None))]
     n_layers = training.sizes.get(LAYER, 1)
     if found.sizes[JUMP] + n_layers <= MOST_ROWS:
         figures.append(("jump_nulls", jump_nulls(found)))
@@ -107,13 +101,8 @@ def _words(found: xr.Dataset, training: xr.Dataset) -> str:
     looked += f"{int(training[STEP][-1])}"
     if n:
         return f"{n} jump{'s' * (n > 1)} in {looked}."
-    least = found["next_p_value"].values.reshape(-1)
-    place = int(np.argmin(least))
-    step = found["next_step"].values.reshape(-1)[place]
-    if np.isnan(step):
-        return f"No jump in {looked}: the measure never changes."
-    where = f" of {found['measured_layer'].values[place]}" if LAYER in found else ""
-    return f"No jump in {looked}. The least p value is {least[place]:.2g}, for the change{where} at step {int(step)}."
+    miss = nearest_miss(found)
+    return f"No jump in {looked}: {miss or 'the measure never changes'}."
 
 
 def _rows(found: xr.Dataset) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def test_noise_gives_no_jump_and_the_page_says_how_near_it_came(tmp_path, rng):
     store = tracked_store(tmp_path / "run.zarr", rng.standard_normal((N, 2)))
     found = trained(store)
     assert re.match(
-        r"No jump in 100 measurements of 2 layers, step 0 to 495\. The least p value is 0\.\d+, for the change of "
+        r"No jump in 100 measurements of 2 layers, step 0 to 495: the least p value is 0\.\d+, for the change of "
         r"(fc|out<2>) at step \d+\.$",
         found.words,
     )
