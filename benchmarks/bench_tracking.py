@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 from benchmarks.harness import Bar, Row, against, is_quick, race
 from capture._reproducible import deterministic
@@ -97,6 +98,14 @@ def _stages(store: Path, recipe: Recipe, model: torch.nn.Module, data: ImageData
     known: Any = _Known(tracker)
     steps = itertools.count()
 
+    libraries = ThreadpoolController()
+
+    def spectrum() -> None:
+        # As the tracker does, or a second thread would spin into what is timed next.
+        with libraries.limit(limits=1, user_api="blas"):
+            for pair in matrices:
+                measured(*pair, len(labels), True)
+
     def evaluation() -> None:
         with tapper:
             tapper.run(inputs, labels, lambda *_: None)
@@ -111,7 +120,7 @@ def _stages(store: Path, recipe: Recipe, model: torch.nn.Module, data: ImageData
             "one measurement": tracker.measure,
             "evaluation pass": evaluation,
             "centring and products": lambda: [second_order(rows, True) for rows in samples],
-            "eigenvalues and measures": lambda: [measured(*pair, len(labels), True) for pair in matrices],
+            "eigenvalues and measures": spectrum,
             "six measures of known eigenvalues": lambda: [measures(spectrum) for spectrum in spectra],
             "writing a row and waiting for the disk": write,
         }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from capture.checkpoints import weights_digest
@@ -289,3 +290,27 @@ def test_tracker__on_a_gpu_equals_the_cpu() -> None:
     gpu = Tracker(net.cuda(), inputs, labels, layers).measure()
     for name in MEASURES:
         np.testing.assert_allclose(gpu.dimensionality[name], cpu.dimensionality[name], rtol=1e-3)
+
+
+def test_measure__keeps_numpys_blas_to_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one spins after the work, on a processor that training needs."""
+    module, seen = importlib.import_module("capture.tracking"), []
+    inner = module.measured
+
+    def watched(*args: Any) -> Any:
+        seen.append(blas_threads())
+        return inner(*args)
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = blas_threads()
+        if 2 not in before:
+            pytest.skip("this BLAS has one thread")
+        tracker = Tracker(nn.Sequential(nn.Linear(4, 3)), torch.rand(20, 4), torch.zeros(20, dtype=torch.int64), ["*"])
+        monkeypatch.setattr(module, "measured", watched)
+        tracker.measure()
+        assert seen == [{1}]
+        assert blas_threads() == before
+
+
+def blas_threads() -> set[int]:
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
