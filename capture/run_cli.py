@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich_click as click
 
 from capture.cli import data_dir_option, device_option, load, recipe_argument, seed_option, store_option, weights_option
 from ndt_store.cliparts import in_turn
+from ndt_store.dims import ACTIVATIONS, GRADIENTS, X, Y
+from ndt_store.reader import Store, open_store
+
+if TYPE_CHECKING:
+    from capture.recipe import Recipe
 
 __all__ = ["run"]
 
@@ -19,7 +26,9 @@ __all__ = ["run"]
 @store_option
 @data_dir_option
 @device_option
-@click.option("--keep", default="jumps", show_default=True, help="Which weights to keep, as for `ndt train`.")
+@click.option(
+    "--keep", help="Which weights to keep, as for `ndt train`; default jumps where the recipe is tracked, else recipe."
+)
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of the report; default STORE-report.")
 @click.pass_context
 def run(
@@ -30,28 +39,40 @@ def run(
     store: str | None,
     data_dir: str | None,
     device: str,
-    keep: str,
+    keep: str | None,
     out: str | None,
 ) -> None:
     """Track, detect, train again, capture, verify and report RECIPE. Run it again to go on where it was stopped.
 
-    Each stage is a command of its own, and is done once: train, capture, verify, jumps, report.
+    Each stage is a command of its own, and is done once: train, capture, verify, jumps; of a CNN receptive-fields, and
+    cams where gradients were captured; report.
     """
     loaded, folder, path = load(recipe, seed, checkpoints, store)
-    asked = [
-        recipe,
-        *([] if seed is None else ["--seed", str(seed)]),
-        "--checkpoints",
-        str(folder),
-        "--store",
-        str(path),
-    ]
-    asked += [*([] if data_dir is None else ["--data-dir", data_dir]), "--device", device]
-    commands = [
-        ("train", *asked, "--keep", keep),
-        ("capture", *asked),
-        ("verify", str(path), "--read-data"),
-        *([("jumps", str(path))] if loaded.tracking else []),
-        ("report", str(path), *([] if out is None else ["--out", str(Path(out))])),
-    ]
-    in_turn(ctx, commands)
+    asked = [recipe, *([] if seed is None else ["--seed", str(seed)]), "--checkpoints", str(folder)]
+    asked += ["--store", str(path), *([] if data_dir is None else ["--data-dir", data_dir]), "--device", device]
+    keep = keep or ("jumps" if loaded.tracking else "recipe")
+    in_turn(ctx, _stages(loaded, path, asked, keep, out))
+
+
+def _stages(loaded: Recipe, path: Path, asked: Sequence[str], keep: str, out: str | None) -> Iterator[tuple[str, ...]]:
+    """Give one command after the other; what the later ones are depends on what was captured."""
+    from capture.field_experiment import EXPERIMENT
+
+    yield ("train", *asked, "--keep", keep)
+    yield ("capture", *asked)
+    yield ("verify", str(path), "--read-data")
+    if loaded.tracking:
+        yield ("jumps", str(path))
+    store = open_store(path)
+    kinds = {kind for kind, dims in _captured(store) if {Y, X} <= set(dims)}
+    if ACTIVATIONS in kinds and EXPERIMENT not in store.experiments:
+        yield ("receptive-fields", *asked)
+    if GRADIENTS in kinds:
+        yield ("cams", str(path))
+    yield ("report", str(path), *([] if out is None else ["--out", str(Path(out))]))
+
+
+def _captured(store: Store) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for layer in store.layers:
+        for kind in store.schema.kinds(layer):
+            yield kind, tuple(str(dim) for dim in store[layer][kind].dims)

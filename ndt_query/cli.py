@@ -141,14 +141,20 @@ def find(
 @click.command()
 @store_argument
 @click.option("--out", type=click.Path(file_okay=False), help="Folder of the page; default STORE-report.")
-def report(store: str, out: str | None) -> None:
-    """Write one self-contained HTML page about a store, with figures."""
+@click.option(
+    "--study/--no-study", default=True, show_default=True, help="Study the kind of network it is: so far, a CNN."
+)
+def report(store: str, out: str | None, study: bool) -> None:
+    """Write one self-contained HTML page about a store, with figures.
+
+    Where the store holds a CNN, the page has what `ndt cnn` says of it, and its figures and numbers lie in cnn/ beside.
+    """
     from ndt_query.report import report as write
 
     opened = open_store(store)
     folder = out or f"{store.rstrip('/').removesuffix('.zarr')}-report"
     with progress_bar("reporting") as advance:
-        page = write(opened, folder, progress=advance)
+        page = write(opened, folder, study=study, progress=advance)
     tell("open this page in a browser:")
     click.echo(page)
 

@@ -23,6 +23,7 @@ from ndt_query.performance import NEEDED, performance
 from ndt_query.plot import activations as unit_figures
 from ndt_query.plot import measures as measure_figures
 from ndt_query.ranking import top_examples
+from ndt_query.report_study import studied
 from ndt_query.report_training import trained
 from ndt_query.selectivity import selectivity_index
 from ndt_query.summary import DIMENSIONS, summary
@@ -54,7 +55,12 @@ class Findings:
 
 
 def report(
-    store: Whole, out_dir: str | Path, *, progress: Progress | None = None, memory: int | str | None = None
+    store: Whole,
+    out_dir: str | Path,
+    *,
+    study: bool = True,
+    progress: Progress | None = None,
+    memory: int | str | None = None,
 ) -> Path:
     """Write one HTML page about a store.
 
@@ -67,8 +73,11 @@ def report(
         is left out, and the page says so of selectivity.
     out_dir : str or Path
         Folder of the page, made where missing; an older page in it is replaced.
+    study : bool
+        Whether the page has the study of its kind of network, where there is one: of a CNN, `ndt_query.cnn_study`. Its
+        figures and numbers go to ``cnn/`` of the folder.
     progress : callable, optional
-        Called as ``progress(done, total)`` after each layer.
+        Called as ``progress(done, total)`` after each layer, and then after each part of the study.
     memory : int or str, optional
         Budget of each query, see `ndt_query.budget`.
 
@@ -86,12 +95,18 @@ def report(
 
     Notes
     -----
-    One pass over the activations of each layer, then one over the last checkpoint of layers whose units are pictured.
+    One pass over the activations of each layer, then one over the last checkpoint of layers whose units are pictured;
+    the study takes two more at six checkpoints.
     Text from the store is escaped.
     """
     findings = _findings(store, progress, memory)
     figures = _figures(store, findings, memory)
     training = trained(store)
+    found: dict[str, Any] = {"words": "", "figures": []}
+    if study:
+        found = studied(
+            store, Path(out_dir), findings.selectivity, n_permutations=N_PERMUTATIONS, progress=progress, memory=memory
+        )
     n = int(next(iter(findings.dead.values())).attrs["n_examples"])
     page = render(
         "report.html.j2",
@@ -100,6 +115,7 @@ def report(
         provenance=_flat(getattr(store, "provenance", {})),
         table=_table(findings.summary),
         figures=figures,
+        study=found,
         training=training,
         training_figures=[figure_source(kind, figure) for kind, figure in training.figures],
         n=n,

@@ -19,8 +19,8 @@ from ndt_query.performance import performance
 from ndt_query.profile import images_of
 from ndt_query.selectivity import selectivity_index
 from ndt_query.unit_types import type_shares, unit_types
-from ndt_query.waking import Pairs, waking_units
-from ndt_store.dims import ACTIVATIONS, CHECKPOINT, LAYER, UNIT, X, Y
+from ndt_query.waking import WOKEN, Pairs, moments_of, pictured, waking_units
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, EXAMPLE, LAYER, UNIT, X, Y
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
@@ -39,6 +39,7 @@ def cnn_study(
     layers: Sequence[str] | None = None,
     checkpoints: Sequence[int] | None = None,
     pairs: Pairs | None = None,
+    selective: Mapping[str, xr.Dataset] | None = None,
     n_permutations: int = 500,
     seed: int = 0,
     progress: Progress | None = None,
@@ -56,7 +57,10 @@ def cnn_study(
         Moments; by default the first checkpoint and five more that span training. The first is what the others are
         compared with: let it be that of the untrained network.
     pairs : sequence of (before, after) or mapping of role to such, optional
-        Of `waking_units`; by default from moment to moment.
+        Of `waking_units`; by default from moment to moment where `checkpoints` are given, else those of `moments_of`:
+        about jumps and controls where the store holds some.
+    selective : mapping of layer to Dataset, optional
+        From `selectivity_index`, at the moments or more, where it was asked for already.
     n_permutations, seed : int
         Of the labels, for the p values of selectivity.
     progress : callable, optional
@@ -68,9 +72,10 @@ def cnn_study(
     -------
     DataTree
         ``performance`` as of `ndt_query.performance`; ``selectivity/LAYER`` as of `selectivity_index`; ``types/LAYER``
-        as of `type_shares`, for conv layers; ``waking`` as of `waking_units`; ``composition/EARLY--LATE`` as of
-        `compose`, for each layer and the second after it, or its neighbour where there are two; ``emergence`` as of
-        `emergence`.
+        as of `type_shares`, for conv layers; ``waking`` as of `waking_units`; ``stimuli``, what drives the woken units
+        that fire most: ``input`` and ``label`` over ``example``, where inputs are images; ``composition/EARLY--LATE``
+        as of `compose`, for each layer and the second after it, or its neighbour where there are two; ``emergence`` as
+        of `emergence`.
 
     Raises
     ------
@@ -92,7 +97,9 @@ def cnn_study(
         require_steps(store[chosen[0]][ACTIVATIONS], checkpoints)
     ends = spread_pairs(held, N_MOMENTS)
     steps = sorted(set(checkpoints)) if checkpoints is not None else [ends[0][0], *(after for _, after in ends)]
-    moments: Pairs = pairs if pairs is not None else list(pairwise(steps))
+    moments = pairs
+    if moments is None:
+        moments = moments_of(store)[0] if checkpoints is None else list(pairwise(steps))
     acts = {layer: store[layer][ACTIVATIONS].sel({CHECKPOINT: steps}) for layer in chosen}
     has_images = images_of(store, store.examples[:1]) is not None
     conv = [layer for layer in chosen if has_images and {Y, X} <= set(acts[layer].dims)]
@@ -111,24 +118,38 @@ def cnn_study(
     # Before what takes long: it looks at the pairs.
     nodes["waking"] = waking_units({layer: store[layer][ACTIVATIONS] for layer in chosen}, moments, **permuted)
     told()
-    selective: dict[str, xr.Dataset] = {}
+    if has_images:
+        nodes |= _stimuli(store, nodes["waking"])
+    known: dict[str, xr.Dataset] = {}
     for layer in chosen:
-        selective[layer] = nodes[f"selectivity/{layer}"] = selectivity_index(acts[layer], **permuted).compute()
+        given = None if selective is None else selective.get(layer)
+        found = (
+            selectivity_index(acts[layer], **permuted).compute() if given is None else given.sel({CHECKPOINT: steps})
+        )
+        known[layer] = nodes[f"selectivity/{layer}"] = found
         told()
     for layer in conv:
-        found = unit_types(store, layer, checkpoints=steps, selective=selective[layer], memory=memory)
+        found = unit_types(store, layer, checkpoints=steps, selective=known[layer], memory=memory)
         nodes[f"types/{layer}"] = type_shares(found)
         told()
     for pair in linked:
         made = compose_pairs({name: acts[name] for name in pair}, [pair], memory=memory)
         nodes[f"composition/{'--'.join(pair)}"] = made[pair]
         told()
-    nodes["emergence"] = emergence(selective)
+    nodes["emergence"] = emergence(known)
     tree = xr.DataTree.from_dict(nodes)
     parameters = {"layers": chosen, "checkpoints": steps, "n_permutations": n_permutations, "seed": seed}
     tree.attrs = described({}, next(iter(acts.values())), "study of a CNN", parameters, squeeze=False).attrs
     tree.attrs.pop("layer", None)
     return tree
+
+
+def _stimuli(store: Store, waking: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Return the inputs that drive the woken units to be pictured, nothing where none woke up."""
+    if not waking.sizes[WOKEN]:
+        return {}
+    examples = np.unique(waking[EXAMPLE].isel({WOKEN: pictured(waking)}).values)
+    return {"stimuli": store.root[["input", "label"]].sel({EXAMPLE: examples}).load()}
 
 
 def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, max_q: float = 0.05) -> xr.Dataset:

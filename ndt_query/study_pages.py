@@ -13,18 +13,19 @@ from ndt_query.plot.composition import composed_share
 from ndt_query.plot.measures import selectivity
 from ndt_query.plot.study import emergence, hierarchy
 from ndt_query.plot.style import save
-from ndt_query.plot.waking import waking_units
+from ndt_query.plot.waking import waking_units, woken_examples
 from ndt_store.dims import CHECKPOINT, LAYER, UNIT
 from ndt_store.errors import NotFoundError, StorageError
 
-__all__ = ["study_figures", "study_page"]
+__all__ = ["study_figures", "study_files", "study_page"]
 
 FORMATS: Final = (".pdf", ".png")
+NUMBERS: Final = "study.zarr"
 _ENDS: Final = {"first": 0, "last": -1}
 
 
 def study_figures(study: xr.DataTree) -> dict[str, Figure]:
-    """Draw the five figures of a study: hierarchy, emergence, selectivity, composition, waking.
+    """Draw the figures of a study: hierarchy, emergence, selectivity, composition, waking, and stimuli of woken units.
 
     Raises
     ------
@@ -41,6 +42,9 @@ def study_figures(study: xr.DataTree) -> dict[str, Figure]:
     }
     if "types" in study.children:
         figures = {"hierarchy": hierarchy(_parts(study.children["types"])), **figures}
+    if "stimuli" in study.children:
+        stimuli = study["stimuli"].to_dataset()
+        figures["stimuli"] = woken_examples(study["waking"].to_dataset(), stimuli["input"], stimuli["label"])
     if "composition" in study.children:
         pairs = {_pair(name): part for name, part in _parts(study.children["composition"]).items()}
         figures["composition"] = composed_share(pairs)
@@ -69,19 +73,40 @@ def study_page(study: xr.DataTree, out_dir: str | Path) -> Path:
     StorageError
         The folder cannot be written.
     """
+    values, out = study_files(study, out_dir), Path(out_dir)
+    page = render("study.html.j2", "Study of a CNN", study=values, store=str(study.attrs.get("store", "")))
+    return write_page(page, out / "index.html", "The study")
+
+
+def study_files(study: xr.DataTree, out_dir: str | Path) -> dict[str, Any]:
+    """Write a study's figures and numbers into a folder, and return what a page shows of them.
+
+    Parameters
+    ----------
+    study : DataTree
+    out_dir : str or Path
+
+    Returns
+    -------
+    dict
+        ``figures`` as of `figure_source`, ``rows`` for each layer, ``composed`` for each pair of layers, ``accuracy``
+        and ``steps`` at the first and the last moment: what ``cnn_study.html.j2`` takes.
+
+    Raises
+    ------
+    NotFoundError, StorageError
+        As in `study_page`.
+    """
     figures, out = study_figures(study), Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             for suffix in FORMATS:
                 save(figure, out / f"{name}{suffix}")
-        _as_stored(study).to_zarr(out / "study.zarr", mode="w", zarr_format=3, consolidated=False)
+        _as_stored(study).to_zarr(out / NUMBERS, mode="w", zarr_format=3, consolidated=False)
     except OSError as error:
         raise StorageError(f"The study cannot be written to {out}: {error.strerror}; give another folder.") from error
-    sources = [figure_source(name, figure) for name, figure in figures.items()]
-    where = str(study.attrs.get("store", ""))
-    page = render("study.html.j2", "Study of a CNN", figures=sources, store=where, **_tables(study))
-    return write_page(page, out / "index.html", "The study")
+    return {"figures": [figure_source(name, figure) for name, figure in figures.items()], **_tables(study)}
 
 
 def _parts(node: xr.DataTree) -> dict[str, xr.Dataset]:
@@ -106,12 +131,14 @@ def _as_stored(study: xr.DataTree) -> xr.DataTree:
 
 def _tables(study: xr.DataTree) -> dict[str, Any]:
     found, did = study["emergence"].to_dataset(), study["performance"].to_dataset()
+    woken = study["waking"].to_dataset()["woken"].sum("moment")
     rows = []
     for layer in found[LAYER].values:
         one = found.sel({LAYER: layer})
         ends = {key: _share(one, place) for key, place in _ENDS.items()}
         when = "not beyond doubt" if one["half"].isnull() else f"{int(one['half_after'])} to {int(one['half'])}"
-        rows.append({"layer": str(layer), "units": int(one["n_units"]), **ends, "when": when})
+        awake = int(woken.sel({LAYER: layer}))
+        rows.append({"layer": str(layer), "units": int(one["n_units"]), **ends, "when": when, "woken": awake})
     composed = []
     for name, part in _parts(study.children["composition"]).items() if "composition" in study.children else ():
         made, varying = (one.sum(UNIT).values for one in (part["composed"], part["r2"].notnull()))

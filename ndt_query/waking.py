@@ -8,22 +8,28 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from dask.base import compute
+from numpy.typing import NDArray
 
 from ndt_query.firing import dead_units, newly_active_units
+from ndt_query.gallery import spread_pairs
 from ndt_query.inference import clopper_pearson, fdr
 from ndt_query.inputs import require_count, require_steps
+from ndt_query.jump_moments import jump_schedule
+from ndt_query.jumps import detect_jumps
 from ndt_query.layers import Whole, described, each_layer
 from ndt_query.ranking import top_examples
 from ndt_query.reductions import RANK
 from ndt_query.selectivity import class_means, selectivity_index
-from ndt_store.dims import CHECKPOINT, CLASS, EXAMPLE, LAYER, UNIT
-from ndt_store.errors import InvalidInputError
+from ndt_store.dims import CHECKPOINT, CLASS, EXAMPLE, LAYER, TRAINING_GROUP, UNIT
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.reader import Store
 
-__all__ = ["Pairs", "schedule_pairs", "waking_units"]
+__all__ = ["WOKEN", "Pairs", "moments_of", "pictured", "schedule_pairs", "waking_units"]
 
 MOMENT: Final = "moment"
 WOKEN: Final = "woken_unit"
 ROLES: Final = ("jump", "control", "")
+MOST_PICTURED: Final = 6
 _MEASURES: Final = ("preferred_class", "selectivity_index", "auroc", "p_value")
 
 Pair = tuple[int, int]
@@ -68,6 +74,42 @@ def schedule_pairs(schedule: xr.Dataset, checkpoints: Sequence[int], offset: int
                 pairs.append(pair)
         found[role] = tuple(sorted(pairs))
     return found
+
+
+def moments_of(store: Store) -> tuple[Pairs, str]:
+    """Return the pairs of checkpoints to ask about where nobody names any, and why these.
+
+    Parameters
+    ----------
+    store : Store
+
+    Returns
+    -------
+    pairs : mapping of role to pairs, or sequence of pairs
+        About the jumps and controls of the tracked training, as far as the store holds them (`schedule_pairs`); else at
+        most five that span training.
+    said : str
+        One sentence on where they come from.
+
+    Raises
+    ------
+    InvalidInputError
+        There are fewer than two checkpoints.
+    """
+    steps = [int(step) for step in store.checkpoints]
+    if len(steps) < 2:
+        raise InvalidInputError(f"{store.path} has {len(steps)} committed checkpoints: a comparison needs two.")
+    said = "Nothing was tracked while training: pairs span training."
+    if TRAINING_GROUP in store.catalogue.supplements:
+        try:
+            found = schedule_pairs(jump_schedule(detect_jumps(store.training)), steps)
+        except (DimensionError, InvalidInputError, NotFoundError) as error:
+            said = f"Jumps were not looked for, and pairs span training. {error}"
+        else:
+            if any(found.values()):
+                return found, "Pairs are about the jumps and controls of the tracked training."
+            said = "The tracked training has no jump whose surroundings were kept: pairs span training."
+    return spread_pairs(steps), said
 
 
 def waking_units(
@@ -174,6 +216,18 @@ def waking_units(
     found.attrs = described({}, source, "units that wake up", parameters, squeeze=False).attrs
     found.attrs.pop("layer", None)
     return found
+
+
+def pictured(found: xr.Dataset, most: int = MOST_PICTURED) -> NDArray[np.intp]:
+    """Return the places of the woken units that fire in most examples, at most `most`, in falling order.
+
+    Parameters
+    ----------
+    found : Dataset
+        From `waking_units`.
+    most : int
+    """
+    return np.argsort(-found["rate_after"].values, kind="stable")[:most]
 
 
 def _moments(pairs: Pairs) -> list[tuple[str, int, int]]:

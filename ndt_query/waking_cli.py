@@ -8,9 +8,7 @@ import rich_click as click
 
 from ndt_query.cam_cli import pair_option
 from ndt_store.cliparts import emit, format_option, require_picture, selection_options, store_argument, tell
-from ndt_store.dims import TRAINING_GROUP
-from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
-from ndt_store.reader import Store, open_store
+from ndt_store.reader import open_store
 from ndt_store.selection import Selection
 
 if TYPE_CHECKING:
@@ -43,15 +41,17 @@ def waking(
 ) -> None:
     """Count units that are dead before and fire after, or list them with what they respond to."""
     from ndt_query.cli import with_activations
-    from ndt_query.waking import waking_units
+    from ndt_query.waking import moments_of, waking_units
 
     if figure is not None:
         require_picture(figure)
     opened = open_store(store)
     layers = with_activations(opened, selection)
-    result = waking_units(
-        {layer: opened[layer].activations for layer in layers}, pairs or _default(opened), min_rate=min_rate
-    )
+    asked: Pairs | None = pairs
+    if asked is None:
+        asked, said = moments_of(opened)
+        tell(said)
+    result = waking_units({layer: opened[layer].activations for layer in layers}, asked, min_rate=min_rate)
     if listed:
         there = [name for name in LISTED if name in result]
         moments = result["moment_of"].values
@@ -69,25 +69,3 @@ def waking(
         from ndt_query.plot import waking_units as draw
 
         tell(f"wrote {save(draw(result), figure)}")
-
-
-def _default(store: Store) -> Pairs:
-    """Return the pairs about jumps and controls that the store holds, else some that span training."""
-    from ndt_query.gallery import spread_pairs
-    from ndt_query.jump_moments import jump_schedule
-    from ndt_query.jumps import detect_jumps
-    from ndt_query.waking import schedule_pairs
-
-    steps = [int(step) for step in store.checkpoints]
-    if len(steps) < 2:
-        raise InvalidInputError(f"{store.path} has {len(steps)} committed checkpoints: a comparison needs two.")
-    if TRAINING_GROUP in store.catalogue.supplements:
-        try:
-            found = schedule_pairs(jump_schedule(detect_jumps(store.training)), steps)
-        except (DimensionError, InvalidInputError, NotFoundError) as error:
-            tell(f"Jumps were not looked for. {error}")
-        else:
-            if any(found.values()):
-                return found
-            tell("No jump whose surroundings were kept: pairs span training.")
-    return spread_pairs(steps)

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -131,8 +131,11 @@ def beside(store: Store) -> dict[str, str]:
     return said
 
 
-def in_turn(ctx: click.Context, commands: Sequence[Sequence[str]]) -> None:
-    """Call other commands of the same program, each a name and its arguments, until one of them exits or raises."""
+def in_turn(ctx: click.Context, commands: Iterable[Sequence[str]]) -> None:
+    """Call other commands of the same program, each a name and its arguments, until one of them exits or raises.
+
+    Each is asked for when those before it are done, so that a generator can go by what they left.
+    """
     group = ctx.find_root().command
     assert isinstance(group, click.Group)
     for name, *arguments in commands:

@@ -9,7 +9,7 @@ from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
 from .units import unit_profile, unit_types
-from .waking import waking_units
+from .waking import waking_units, woken_examples
 
 __all__ = [
     "cams",
@@ -32,4 +32,5 @@ __all__ = [
     "unit_profile",
     "unit_types",
     "waking_units",
+    "woken_examples",
 ]

@@ -1,4 +1,4 @@
-"""Figure of units that wake up: how many at each moment, and which classes those respond to."""
+"""Figures of units that wake up: how many at each moment, which classes those respond to, and what drives them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ndt_query.inputs import class_name
+from ndt_query.plot.activations import top_examples
 from ndt_query.plot.style import DOUBLE_COLUMN, OKABE_ITO, layer_colours, percent_axis, plain, styled
-from ndt_store.dims import LAYER
-from ndt_store.errors import DimensionError
+from ndt_query.waking import WOKEN, pictured
+from ndt_store.dims import EXAMPLE, LAYER
+from ndt_store.errors import DimensionError, NotFoundError
 
-__all__ = ["waking_units"]
+__all__ = ["waking_units", "woken_examples"]
 
 DODGE: Final = 0.7
 MOST_CURVES: Final = 200
@@ -50,6 +53,42 @@ def waking_units(result: xr.Dataset) -> Figure:
     _curves(right, result)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=5, handletextpad=0.3)
     return figure
+
+
+def woken_examples(result: xr.Dataset, inputs: xr.DataArray, labels: xr.DataArray | None = None) -> Figure:
+    """Draw the inputs that drive the woken units that fire in most examples, a row for each unit.
+
+    Parameters
+    ----------
+    result : Dataset
+        From `ndt_query.waking_units`.
+    inputs : DataArray (example, ...)
+        Images or vectors, with ``example`` labels: the whole probe set, or those that the result names.
+    labels : DataArray (example,), optional
+        Classes, with names in the attribute ``class_names``.
+
+    Returns
+    -------
+    Figure
+        At most double column and six rows. Beside each row the class that the unit prefers and the checkpoint at which
+        it is awake; under each picture its largest activation.
+
+    Raises
+    ------
+    NotFoundError
+        No unit woke up, or an example is not among the inputs.
+    """
+    if not result.sizes.get(WOKEN):
+        raise NotFoundError("No unit woke up in this result: there is nothing to picture.")
+    rows, titles = [], []
+    for place in pictured(result):
+        one = result.isel({WOKEN: int(place)})
+        after = int(result["after"].values[int(one["moment_of"])])
+        preferred = one["preferred_class"].item()
+        name = class_name(labels, preferred) if labels is not None else str(preferred)
+        rows.append(one[["value", EXAMPLE]])
+        titles.append(f"{str(one['layer_of'].item())[-20:]}, unit {int(one['unit'])}\n{name[:20]}\nstep {after}")
+    return top_examples(rows, inputs, titles=titles, labels=labels)
 
 
 def _shares(axes: Axes, result: xr.Dataset) -> None:

@@ -19,13 +19,22 @@ capture = {layers = ["relu*"], block_nbytes = 1024}
 tracking = {every = 4, n_examples = 40}
 """
 
+CNN = """
+name = "small"
+model = {name = "cnn_shallow"}
+data = {name = "digits"}
+training = {steps = 40, batch_size = 64, learning_rate = 1e-2, checkpoints = [0, 10, 40], log_every = 20}
+probe = {n_examples = 60, selection = "balanced"}
+capture = {layers = ["relu*", "classifier"], kinds = ["activations", "gradients"]}
+"""
 
-def run(folder: str) -> None:
+
+def run(folder: str, recipe: str = RECIPE) -> None:
     """`ndt run` a small recipe in a folder, with one thread."""
     torch.set_num_threads(1)
     place = Path(folder)
     place.mkdir(exist_ok=True)
-    (place / "small.toml").write_text(RECIPE)
+    (place / "small.toml").write_text(recipe)
     sys.stdout = sys.stderr = (place / "log.txt").open("a")
     main(
         [

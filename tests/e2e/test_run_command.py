@@ -34,8 +34,8 @@ def context():
     return context
 
 
-def _run(context, folder: Path, until: str | None = None) -> int:
-    process = context.Process(target=running.run, args=(str(folder),))
+def _run(context, folder: Path, until: str | None = None, recipe: str = running.RECIPE) -> int:
+    process = context.Process(target=running.run, args=(str(folder), recipe))
     process.start()
     if until is not None:
         while process.is_alive() and not (folder / until).exists():
@@ -84,3 +84,13 @@ def test_killed_at_a_stage_it_goes_on_to_the_same_store(context, uninterrupted, 
     assert _run(context, tmp_path / "run") == 0, (tmp_path / "run" / "log.txt").read_text()
     assert _contents(tmp_path / "run" / "run.zarr") == _contents(uninterrupted / "run.zarr")
     assert open_training(tmp_path / "run" / "run.zarr").identical(open_training(uninterrupted / "run.zarr"))
+
+
+def test_a_cnn_is_run_with_its_fields_its_cams_and_its_study(context, tmp_path):
+    folder = tmp_path / "cnn"
+    assert _run(context, folder, recipe=running.CNN) == 0, (folder / "log.txt").read_text()
+    assert open_store(folder / "run.zarr").experiments == ("receptive_fields",)
+    assert (folder / "run-cams" / "index.html").exists()
+    assert "What emerges in the CNN" in (folder / "report" / "index.html").read_text()
+    assert (folder / "report" / "cnn" / "emergence.pdf").exists()
+    assert _run(context, folder, recipe=running.CNN) == 0, (folder / "log.txt").read_text()  # nothing is in the way

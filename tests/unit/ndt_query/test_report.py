@@ -12,7 +12,7 @@ import xarray as xr
 
 import ndt_query as nq
 from ndt_query.plot import activations as unit_figures
-from ndt_store.errors import NotFoundError, StorageError
+from ndt_store.errors import MemoryBudgetError, NotFoundError, StorageError
 from ndt_store.testing import simulate_store
 
 from .sources import counted
@@ -38,8 +38,13 @@ def simulated(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(simulated, tmp_path_factory):
-    path = nq.report(simulated.store, tmp_path_factory.mktemp("out") / "new" / "folder")
+    path = nq.report(simulated.store, tmp_path_factory.mktemp("out") / "new" / "folder", study=False)
     return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def studied(simulated, tmp_path_factory):
+    return nq.report(simulated.store, tmp_path_factory.mktemp("studied"))
 
 
 class Page(HTMLParser):
@@ -95,7 +100,10 @@ def test_summary__with_a_nan_says_so(rng):
     assert np.isnan(found["active_fraction"]).values.tolist() == [False, True]
 
 
-def test_report__loads_nothing_and_runs_nothing(page):
+@pytest.mark.parametrize("which", ["page", "studied"])
+def test_report__loads_nothing_and_runs_nothing(request, which):
+    page = request.getfixturevalue(which)
+    page = page if isinstance(page, str) else page.read_text(encoding="utf-8")
     parsed = Page(page)
     policy = next(a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
@@ -153,9 +161,9 @@ def test_report__states_n_null_and_provenance(page):
 
 def test_report__tells_its_progress_and_replaces_an_older_page(simulated, tmp_path):
     seen = []
-    first = nq.report(simulated.store, tmp_path, progress=lambda done, total: seen.append((done, total)))
+    first = nq.report(simulated.store, tmp_path, study=False, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 2), (2, 2)]
-    assert nq.report(simulated.store, str(tmp_path)) == first
+    assert nq.report(simulated.store, str(tmp_path), study=False) == first
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
@@ -226,10 +234,46 @@ def test_report__pictures_robust_units_by_auroc_and_names_their_class(tmp_path, 
 
 
 def test_report__of_a_tree_is_that_of_its_store(simulated, tmp_path, drawn):
-    one = nq.report(simulated.store, tmp_path / "a").read_text()
+    one = nq.report(simulated.store, tmp_path / "a", study=False).read_text()
     two = nq.report(simulated.store.tree, tmp_path / "b").read_text()
     assert drawn[0] == drawn[1]
     assert Page(one).cells == Page(two).cells
+
+
+def test_report__of_a_cnn_has_its_study(studied, simulated, tmp_path):
+    text = re.sub(r"\s+", " ", studied.read_text(encoding="utf-8"))
+    alone = nq.study_page(nq.cnn_study(simulated.store, n_permutations=500), tmp_path / "alone")
+    cells = Page(alone.read_text(encoding="utf-8")).cells
+    assert cells[:2] == ["conv<1>", "12"]
+    kept = Page(studied.read_text(encoding="utf-8")).cells
+    assert kept[: len(cells)] == cells
+    assert "What emerges in the CNN" in text
+    assert "Kinds of units, by a stated rule" in text
+    assert "From step 0, where" in text
+    numbers = {path.name for path in (studied.parent / "cnn").iterdir()}
+    assert numbers == {path.name for path in alone.parent.iterdir()} - {"index.html"}
+    for name in ("selectivity/conv<1>", "types/conv<1>", "emergence", "waking", "composition/conv<1>--fc"):
+        one, two = (
+            xr.open_datatree(folder / "study.zarr", engine="zarr", consolidated=False)[name].to_dataset()
+            for folder in (studied.parent / "cnn", alone.parent)
+        )
+        xr.testing.assert_equal(one, two)
+
+
+def test_report__of_no_cnn_has_no_study(tmp_path):
+    flat = simulate_store(tmp_path / "flat.zarr", layers={"fc": (6,)}).store
+    text = nq.report(flat, tmp_path / "flat").read_text()
+    assert "What emerges" not in text
+    assert [path.name for path in (tmp_path / "flat").iterdir()] == ["index.html"]
+
+
+def test_report__says_why_a_study_is_left_out(simulated, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise MemoryBudgetError("It needs 9 GB, and 1 GB is allowed.", 9, 1)
+
+    monkeypatch.setattr("ndt_query.report_study.cnn_study", refuse)
+    text = nq.report(simulated.store, tmp_path / "out").read_text()
+    assert "The study of the CNN is left out. It needs 9 GB, and 1 GB is allowed." in text
 
 
 def test_report__of_a_mapping_of_layers_does_without_a_root(tmp_path, rng):

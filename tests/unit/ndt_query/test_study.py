@@ -46,7 +46,9 @@ def study(store):
 
 
 def test_study__is_made_of_what_each_question_says(study, store):
-    assert set(study.children) == {"performance", "selectivity", "types", "waking", "composition", "emergence"}
+    assert set(study.children) == {
+        "performance", "selectivity", "types", "waking", "stimuli", "composition", "emergence",
+    }  # fmt: skip
     acts = store["conv1"].activations
     expected = nq.selectivity_index(acts, n_permutations=500).compute()
     xr.testing.assert_identical(study["selectivity/conv1"].to_dataset(), expected)
@@ -94,16 +96,32 @@ def test_emergence__needs_a_rise_beyond_doubt():
     assert (one["share_low"], one["share_high"]) == (low, high)
 
 
-def test_page__has_five_figures_in_both_formats_and_the_numbers(study, tmp_path):
+def test_study__takes_selectivity_that_was_asked_for(store, study):
+    known = {layer: nq.selectivity_index(store[layer].activations, n_permutations=9).compute() for layer in ("conv1",)}
+    found = nq.cnn_study(store, layers=["conv1", "conv3"], selective=known)
+    xr.testing.assert_identical(found["selectivity/conv1"].to_dataset(), known["conv1"])
+    xr.testing.assert_identical(found["selectivity/conv3"].to_dataset(), study["selectivity/conv3"].to_dataset())
+
+
+def test_study__holds_what_drives_the_woken_units(study, store):
+    stimuli = study["stimuli"].to_dataset()
+    driven = np.unique(study["waking"]["example"].values)
+    assert stimuli["example"].values.tolist() == driven.tolist()
+    np.testing.assert_array_equal(stimuli["input"], store.root["input"].sel(example=driven))
+
+
+def test_page__has_its_figures_in_both_formats_and_the_numbers(study, tmp_path):
     page = nq.study_page(study, tmp_path / "out")
-    names = {"hierarchy", "emergence", "selectivity", "waking", "composition"}
+    names = {"hierarchy", "emergence", "selectivity", "waking", "stimuli", "composition"}
     made = {path.name for path in page.parent.iterdir()}
     assert made == {f"{name}{end}" for name in names for end in (".pdf", ".png")} | {"index.html", "study.zarr"}
     assert (page.parent / "waking.pdf").read_bytes().startswith(b"%PDF")
     assert b"/FontFile2" in (page.parent / "waking.pdf").read_bytes()  # fonts are embedded, as TrueType
     text = page.read_text()
-    assert text.count("<figure>") == 5
-    assert "<td>conv1</td><td>16</td><td>0% (0% to 21%)</td><td>75% (48% to 93%)</td><td>10 to 40</td>" in text
+    assert text.count("<figure>") == 6
+    assert (
+        "<td>conv1</td><td>16</td><td>0% (0% to 21%)</td><td>75% (48% to 93%)</td><td>10 to 40</td><td>0</td>" in text
+    )
     assert "<td>conv1 to conv3</td><td>1 of 5</td><td>1 of 5</td>" in text
     assert "<script" not in text
     stored = xr.open_datatree(page.parent / "study.zarr", engine="zarr", consolidated=False)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import ndt_query as nq
-from ndt_store import Column, SeriesWriter, open_training
+from ndt_query.waking import moments_of
+from ndt_store import Column, SeriesWriter, open_store, open_training
 from ndt_store.cli import main
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.testing import simulate_store
@@ -129,6 +130,18 @@ def test_figure__draws_shares_and_curves(found, tmp_path, rng):
         nq.plot.waking_units(found[["unit"]])
 
 
+def test_figure__pictures_what_drives_the_units_that_fire_most(found, store):
+    figure = nq.plot.woken_examples(found, store.root["input"], store.root["label"])
+    titles = [text.get_text() for axes in figure.axes for text in axes.texts]
+    order = np.argsort(-found["rate_after"].values)
+    assert [title.splitlines()[0] for title in titles] == [f"conv, unit {found['unit'].values[at]}" for at in order]
+    assert {title.splitlines()[2] for title in titles} == {"step 40"}
+    shown = [axes.get_xlabel().splitlines()[0] for axes in figure.axes if axes.get_images()]
+    assert shown[:3] == [f"{value:.3g}" for value in found["value"].values[order[0]]]
+    with pytest.raises(NotFoundError, match="No unit woke up"):
+        nq.plot.woken_examples(found.isel(woken_unit=slice(0)), store.root["input"])
+
+
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
@@ -167,3 +180,14 @@ def test_command__takes_the_jumps_of_the_training(tmp_path, capsys, rng):
     rows = json.loads(out)
     assert ("jump", 290, 310) in [(row["role"], row["before"], row["after"]) for row in rows]
     assert {row["role"] for row in rows} == {"jump", "control"}
+    pairs, said = moments_of(open_store(tmp_path / "r.zarr"))
+    assert pairs["jump"] == ((290, 310),)
+    assert "jumps and controls" in said
+
+
+def test_moments__without_a_training_span_it(store, tmp_path):
+    pairs, said = moments_of(store)
+    assert pairs == ((0, 10), (10, 40), (40, 100))
+    assert "Nothing was tracked" in said
+    with pytest.raises(InvalidInputError, match="1 committed checkpoints"):
+        moments_of(simulate_store(tmp_path / "one.zarr", checkpoints=(0,)).store)
