@@ -56,7 +56,13 @@ def ran(recipe: str, seed: int, folder: Path) -> Run:
     subprocess.run(command, check=True, stdout=sys.stderr)
     study = xr.open_datatree(report / "cnn" / "study.zarr", engine="zarr", consolidated=False).load()
     opened = open_store(store)
-    return Run(seed, study, {layer: nq.receptive_field(opened, layer) for layer in study["types"].children}, report)
+    return Run(seed, study, {layer: nq.receptive_field(opened, layer) for layer in _ordered(study, "types")}, report)
+
+
+def _ordered(study: xr.DataTree, part: str) -> list[str]:
+    """Names below a part of the study, in order of depth; a stored tree gives them in any order."""
+    depth = {str(layer): place for place, layer in enumerate(study["emergence"]["layer"].values)}
+    return sorted(study[part].children, key=lambda name: depth[name.partition("--")[0]])
 
 
 def tables(runs: Sequence[Run]) -> str:
@@ -121,8 +127,8 @@ def _halves(runs: Sequence[Run]) -> Rows:
 
 
 def _kinds(runs: Sequence[Run]) -> Rows:
-    for layer, node in runs[0].study["types"].children.items():
-        for kind in node["type"].values:
+    for layer in _ordered(runs[0].study, "types"):
+        for kind in runs[0].study["types"][layer]["type"].values:
 
             def cell(run: Run, layer: str = layer, kind: str = kind) -> str:
                 share = run.study["types"][layer]["share"].sel(type=kind).values
@@ -150,7 +156,7 @@ def _waking(runs: Sequence[Run]) -> Rows:
 
 
 def _composed(runs: Sequence[Run]) -> Rows:
-    for name in runs[0].study["composition"].children:
+    for name in _ordered(runs[0].study, "composition"):
 
         def cell(run: Run, name: str = name) -> str:
             one = run.study["composition"][name]

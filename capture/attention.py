@@ -18,7 +18,7 @@ Attention written out by hand, as a matrix product and a softmax, cannot be told
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,10 +26,13 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from capture.naming import Site
 from capture.probabilities import MultiHead, ScaledDotProduct, check_probabilities, sdpa_probabilities
+from capture.summaries import summarised
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, SUMMARY_KINDS
 from ndt_store.errors import CaptureError
 
-__all__ = ["AttentionCall", "AttentionRecorder", "sdpa_probabilities"]
+__all__ = ["AttentionCall", "AttentionRecorder", "Wanted", "sdpa_probabilities"]
 
 _SDPA: Final = (
     functional.scaled_dot_product_attention,
@@ -48,13 +51,61 @@ class AttentionCall:
         Path of the innermost module that was running, "" for the model itself.
     call : int
         How many calls the same module had made before in this pass.
-    probabilities : torch.Tensor
+    probabilities : torch.Tensor or None
         (example, head, query, key), float32, or float64 in a float64 model.
+    heads : torch.Tensor or None
+        What each head puts out before they are mixed, (example, query, head, unit).
+    summaries : dict
+        As `capture.summaries.summarised` gives them.
+
+    What was not asked for of the module is None or empty.
     """
 
     path: str
     call: int
-    probabilities: torch.Tensor
+    probabilities: torch.Tensor | None
+    heads: torch.Tensor | None
+    summaries: Mapping[str, torch.Tensor]
+
+    def of(self, kind: str) -> torch.Tensor | None:
+        """Return what a site of the kind is made of."""
+        return {ATTENTIONS: self.probabilities, ACTIVATIONS: self.heads}.get(kind, self.summaries.get(kind))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which modules to record, by path, and what of them; None is all modules.
+
+    Parameters
+    ----------
+    patterns : collection of str or None
+        Whose probabilities are kept.
+    heads : collection of str
+        Of which what each head puts out is kept.
+    summaries : collection of str
+        Whose probabilities are summarised at once.
+    """
+
+    patterns: Collection[str] | None = None
+    heads: Collection[str] = ()
+    summaries: Collection[str] = ()
+
+    @classmethod
+    def of(cls, sites: Iterable[Site]) -> Wanted:
+        """Return what the sites are made of."""
+        known = tuple(sites)
+        return cls(
+            patterns=frozenset(site.path for site in known if site.kind == ATTENTIONS),
+            heads=frozenset(site.path for site in known if site.of_heads),
+            summaries=frozenset(site.path for site in known if site.kind in SUMMARY_KINDS),
+        )
+
+    def __contains__(self, path: str) -> bool:
+        return self.keeps_pattern(path) or path in self.heads or path in self.summaries
+
+    def keeps_pattern(self, path: str) -> bool:
+        """Whether the probabilities of a module are kept as they are."""
+        return self.patterns is None or path in self.patterns
 
 
 class AttentionRecorder(TorchFunctionMode):
@@ -64,18 +115,21 @@ class AttentionRecorder(TorchFunctionMode):
     ----------
     innermost : callable
         Returns the path of the innermost running module.
-    wanted : iterable of str, optional
-        Paths of the modules to record; None records all.
+    wanted : Wanted
     verify : bool
         Check of each recorded call that probabilities times values give back the model's own output.
     """
 
     def __init__(
-        self, innermost: Callable[[], str], wanted: Iterable[str] | None = None, *, verify: bool = False
+        self,
+        innermost: Callable[[], str],
+        wanted: Wanted = Wanted(),
+        *,
+        verify: bool = False,
     ) -> None:
         super().__init__()
         self._innermost = innermost
-        self._wanted = None if wanted is None else frozenset(wanted)
+        self._wanted = wanted
         self._verify = verify
         self._counts: Counter[str] = Counter()
         self.calls: list[AttentionCall] = []
@@ -93,7 +147,7 @@ class AttentionRecorder(TorchFunctionMode):
 
     def _record(self, attention: MultiHead | ScaledDotProduct, output: torch.Tensor) -> None:
         path = self._innermost()
-        if self._wanted is not None and path not in self._wanted:
+        if path not in self._wanted:
             return
         where = f"attention in module {path!r}"
         if attention.dropout > 0.0:
@@ -105,5 +159,8 @@ class AttentionRecorder(TorchFunctionMode):
             probabilities = attention.probabilities(where)
             if self._verify:
                 check_probabilities(where, attention.rebuild(probabilities), attention.own(output), probabilities)
-        self.calls.append(AttentionCall(path, self._counts[path], probabilities))
+            heads = attention.heads(probabilities) if path in self._wanted.heads else None
+            summaries = summarised(probabilities) if path in self._wanted.summaries else {}
+        kept = probabilities if self._wanted.keeps_pattern(path) else None
+        self.calls.append(AttentionCall(path, self._counts[path], kept, heads, summaries))
         self._counts[path] += 1

@@ -14,7 +14,7 @@ import numpy as np
 
 from capture.pipeline import projected_nbytes
 from ndt_store.catalogue import Catalogue
-from ndt_store.dims import EXAMPLE, KINDS, LAYERS_GROUP, UNIT
+from ndt_store.dims import EXAMPLE, LAYER_ARRAYS, LAYERS_GROUP, UNIT
 from ndt_store.errors import MemoryBudgetError, StorageError
 from ndt_store.layout import BLOCK_NBYTES, forecast, n_blocks, rows_per_block
 from ndt_store.nbytes import human_nbytes, memory_nbytes
@@ -63,7 +63,7 @@ class Forecast:
         rest = 0
         for path, nbytes in self.arrays.items():
             layer, _, kind = path.removeprefix(f"{LAYERS_GROUP}/").rpartition("/")
-            if path.startswith(f"{LAYERS_GROUP}/") and kind in KINDS:
+            if path.startswith(f"{LAYERS_GROUP}/") and kind in LAYER_ARRAYS:
                 rows.append({"layer": layer, "kind": kind, "bytes": nbytes})
             else:
                 rest += nbytes

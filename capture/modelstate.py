@@ -9,7 +9,7 @@ flags are set as attributes rather than through ``eval()``, because a model may 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from capture.structures import version_of
 from ndt_store.errors import CaptureError, InvalidInputError
 
-__all__ = ["as_device", "borrowed", "model_device", "refuse_inference_weights", "refuse_wrapped"]
+__all__ = ["as_device", "borrowed", "differentiable", "model_device", "refuse_inference_weights", "refuse_wrapped"]
 
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 _AUTOCASTING = ("cpu", "cuda", "mps", "xpu")
@@ -162,3 +162,11 @@ def _keep_buffers(model: nn.Module, undo: ExitStack) -> None:
                     buffer.copy_(value)
 
     undo.callback(restore)
+
+
+def differentiable(model: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Switch cuDNN off for a pass if it has recurrent layers, which cuDNN differentiates in training mode only."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    if not recurrent or device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=False)

@@ -10,14 +10,19 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Final
 
 import torch
 from torch import nn
 
 from capture._describe import described
+from ndt_store.dims import ATTENTIONS, EXAMPLE, SUMMARY_KINDS
 from ndt_store.errors import CaptureError, InvalidInputError
 
-__all__ = ["Site", "as_names", "match_layers", "path_matches"]
+__all__ = ["HEADS", "Site", "as_names", "match_layers", "path_matches", "split_heads"]
+
+HEADS: Final = "@heads"
+"""What a layer pattern, and the name of such a layer, ends in when it means what each head of attention puts out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +32,15 @@ class Site:
     Parameters
     ----------
     name : str
-        Layer name: the module path, with ``#0``, ``#1``, ... appended when the module fires several times a pass.
+        Layer name: the module path, with ``#0``, ``#1``, ... appended when the module fires several times a pass, and
+        with ``@heads`` where it is what each head of attention puts out.
     kind : str
-        ``"activations"``, ``"gradients"`` or ``"attentions"``.
+        ``"activations"``, ``"gradients"``, ``"attentions"``, or a summary of attention.
     module_type : str
         Class name of the module.
     dims : tuple of str
-        Names of the axes of the tensor handed out, ``"example"`` first, without ``checkpoint``.
+        Names of the axes of the tensor handed out, ``"example"`` first, without ``checkpoint``. The mean pattern of
+        attention has no examples: what is handed out is the sum over those of the batch.
     shape : tuple of int
         Sizes of ``dims`` without ``"example"``.
     dtype : str
@@ -51,6 +58,8 @@ class Site:
     hands_on : bool
         Whether the output is the module's very input, unchanged (``nn.Identity``, dropout in evaluation mode), so
         that its gradient has to be told from that of the input's other uses.
+    of_heads : bool
+        Whether it is what each head of attention puts out before they are mixed, rather than the module's output.
     """
 
     name: str
@@ -65,6 +74,12 @@ class Site:
     axes: tuple[int, ...]
     clone: bool = False
     hands_on: bool = False
+    of_heads: bool = False
+
+    @property
+    def of_attention(self) -> bool:
+        """Whether it comes from a call of attention rather than from what the module returned."""
+        return self.of_heads or self.kind == ATTENTIONS or self.kind in SUMMARY_KINDS
 
     def hand_out(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
         """Bring what the module emitted into the dims and dtype of the site, without a copy where there need be none.
@@ -82,9 +97,10 @@ class Site:
             When the shape is not that of the site.
         """
         ordered = tensor.detach().permute(self.axes)
-        if tuple(ordered.shape) != (count, *self.shape):
+        expected = (count, *self.shape) if EXAMPLE in self.dims else self.shape
+        if tuple(ordered.shape) != expected:
             raise CaptureError(
-                f"{self.kind} of {self.name!r} have shape {tuple(ordered.shape)} where {(count, *self.shape)} was "
+                f"{self.kind} of {self.name!r} have shape {tuple(ordered.shape)} where {expected} was "
                 "expected from discovery; give every batch examples of one size"
             )
         return ordered.float() if ordered.dtype == torch.bfloat16 else ordered
@@ -118,6 +134,19 @@ def as_names(given: Iterable[str], what: str) -> list[str]:
     if not all(isinstance(name, str) for name in names):
         raise InvalidInputError(f"{what} is {described(given)}: expected names, as in {what}=['...'].")
     return sorted(set(names))
+
+
+def split_heads(patterns: Sequence[str] | str) -> tuple[list[str], list[str]]:
+    """Return the patterns that mean modules' outputs, and without their ending those that mean heads.
+
+    Examples
+    --------
+    >>> split_heads(["classifier", "layers.*.self_attn@heads"])
+    (['classifier'], ['layers.*.self_attn'])
+    """
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    plain = [pattern for pattern in given if not pattern.endswith(HEADS)]
+    return plain, [pattern.removesuffix(HEADS) for pattern in given if pattern.endswith(HEADS)]
 
 
 def path_matches(path: str, pattern: str) -> bool:

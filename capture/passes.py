@@ -15,7 +15,7 @@ from capture.pipeline import BlockAssembler, HostCopies
 from capture.probe import Probe
 from capture.results import BatchResult
 from capture.taps import Tapper
-from ndt_store.dims import EXAMPLE
+from ndt_store.dims import EXAMPLE, MEAN_PATTERN
 from ndt_store.progress import progress_bar
 from ndt_store.schema import ArraySpec, layer_path
 from ndt_store.views.flight import CheckpointSummary
@@ -62,15 +62,25 @@ def write_checkpoint(
         scope.enter_context(tapper)
         copies = HostCopies(device)
 
+        sums: dict[str, torch.Tensor] = {}
+
         def hand(layer: str, kind: str, tensor: torch.Tensor) -> None:
             path = layer_path(layer, kind)
-            blocks.add(path, casts.of(path, tensor).numpy())
+            if kind == MEAN_PATTERN:
+                sums[path] = sums[path] + tensor if path in sums else tensor
+            else:
+                blocks.add(path, casts.of(path, tensor).numpy())
 
         for done, (inputs, labels) in enumerate(probe.batches(batch_size), 1):
             result = tapper.run(inputs, labels.to(device), hand if device.type == "cpu" else None)
+            for (layer, kind), tensor in result.tensors.items():
+                if kind == MEAN_PATTERN:
+                    hand(layer, kind, tensor)
             _add_all(blocks, copies.exchange(casts.of_all(result)))
             advance(done, n_batches)
         _add_all(blocks, copies.exchange(None))
+        for path, total in sums.items():
+            blocks.put(path, (total / len(probe)).float().cpu().numpy())
         blocks.put("weights_digest", np.asarray(weights_digest, dtype=object))
         blocks.finish()
     return casts.overflowed()
@@ -84,7 +94,9 @@ class _Casts:
         self._overflowed: dict[str, torch.Tensor] = {}
 
     def of_all(self, result: BatchResult) -> dict[str, torch.Tensor]:
-        arrays = {layer_path(name, kind): tensor for (name, kind), tensor in result.tensors.items()}
+        arrays = {
+            layer_path(name, kind): tensor for (name, kind), tensor in result.tensors.items() if kind != MEAN_PATTERN
+        }
         arrays.update((name, tensor) for name in OUTPUTS if (tensor := getattr(result, name)) is not None)
         # Cast on the device: half the bytes to copy, and the CPU stays free for the writers.
         return {path: self.of(path, tensor.detach()) for path, tensor in arrays.items()}

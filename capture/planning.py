@@ -12,6 +12,7 @@ from capture.naming import Site
 from capture.objective import GradientOf
 from capture.probe import Probe
 from capture.provenance import warn_of_narrowing
+from ndt_store.dims import SUMMARY_KINDS
 from ndt_store.layout import Rows
 from ndt_store.planning import Tap, plan_store
 from ndt_store.schema import Schema, as_step
@@ -52,7 +53,7 @@ def plan_capture(
     taps = [
         Tap(site.name, site.kind, site.dims, site.shape, stored, site.module_type)
         for site in sites
-        for stored in [site.dtype if dtype == "native" else dtype]
+        for stored in [_stored(site, dtype)]
     ]
     return plan_store(
         [as_step(step) for step in checkpoints],
@@ -64,6 +65,12 @@ def plan_capture(
         block_nbytes=block_nbytes,
         attrs={"title": title},
     )
+
+
+def _stored(site: Site, dtype: str) -> str:
+    if site.kind in SUMMARY_KINDS:  # a few numbers, which half precision would only spoil
+        return "float32"
+    return site.dtype if dtype == "native" else dtype
 
 
 def capture_identity(

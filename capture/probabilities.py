@@ -1,7 +1,7 @@
 """The probabilities inside one call of an attention function, and what they make of the values.
 
-Both calls answer the same four questions: how much dropout, which probabilities, which output those probabilities give
-with the call's values, and which output the call gave itself, in the same layout.
+Both calls answer the same questions: how much dropout, which probabilities, what each head puts out with them, which
+output that gives, and which output the call gave itself, in the same layout.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class MultiHead:
         """Bring the call's output into the layout of `rebuild`."""
         return output.transpose(0, 1)
 
-    def rebuild(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return probabilities times projected values, projected out: (example, query, unit)."""
+    def heads(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return probabilities times projected values: (example, query, head, unit)."""
         given = self.arguments
         width, heads, batch = given["embed_dim_to_check"], given["num_heads"], given["query"].shape[1]
         weight = given["v_proj_weight"] if given["use_separate_proj_weight"] else given["in_proj_weight"][2 * width :]
@@ -117,8 +117,12 @@ class MultiHead:
             split = given["static_v"].unflatten(0, (batch, heads))
         if given["add_zero_attn"]:
             split = functional.pad(split, (0, 0, 0, 1))
-        mixed = (probabilities.to(split.dtype) @ split).transpose(1, 2).flatten(2)
-        return functional.linear(mixed, given["out_proj_weight"], given["out_proj_bias"])
+        return (probabilities.to(split.dtype) @ split).transpose(1, 2)
+
+    def rebuild(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return what the heads put out, projected out: (example, query, unit)."""
+        mixed = self.heads(probabilities).flatten(2)
+        return functional.linear(mixed, self.arguments["out_proj_weight"], self.arguments["out_proj_bias"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +168,14 @@ class ScaledDotProduct:
         """Bring the call's output into the layout of `rebuild`."""
         return (output if output.ndim == 4 else output.unsqueeze(1)).transpose(1, 2)
 
-    def rebuild(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Return probabilities times values, head after query: (example, query, head, unit)."""
+    def heads(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return probabilities times values: (example, query, head, unit)."""
         value = self.value if self.value.ndim == 4 else self.value.unsqueeze(1)
         return (probabilities @ _for_each_head(value, probabilities.shape[1]).to(probabilities.dtype)).transpose(1, 2)
+
+    def rebuild(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return what the heads put out, which is what the call gives."""
+        return self.heads(probabilities)
 
 
 def _for_each_head(tensor: torch.Tensor, heads: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.attention import AttentionCall, AttentionRecorder
+from capture.attention import AttentionCall, AttentionRecorder, Wanted
 from capture.axes import axis_of_examples, default_dims, permuted, rearranges, typed_dims
 from capture.modelstate import borrowed
 from capture.running import ModuleStack
@@ -75,7 +75,13 @@ class Observation:
 
 
 def observe(
-    model: nn.Module, inputs: Any, device: torch.device, *, keep: frozenset[str], attentions: bool
+    model: nn.Module,
+    inputs: Any,
+    device: torch.device,
+    *,
+    keep: frozenset[str],
+    attentions: bool,
+    heads: frozenset[str] = frozenset(),
 ) -> Observation:
     """Run the model once without gradient and write down every firing.
 
@@ -88,6 +94,8 @@ def observe(
         Paths of the modules whose outputs are copied as they leave.
     attentions : bool
         Whether calls of attention are recorded and verified.
+    heads : frozenset of str
+        Paths of the modules of which what heads put out is recorded too.
 
     Raises
     ------
@@ -127,7 +135,7 @@ def observe(
             scope.callback(module.register_forward_hook(leave(path), always_call=True).remove)
         if attentions:
             stack = scope.enter_context(ModuleStack(model))
-            recorder = scope.enter_context(AttentionRecorder(stack.innermost, verify=True))
+            recorder = scope.enter_context(AttentionRecorder(stack.innermost, Wanted(heads=heads), verify=True))
             seen.attentions = recorder.calls
         try:
             seen.raw = call_model(model, inputs, device)

@@ -67,7 +67,7 @@ def rehearse(
     order = {(firing.path, firing.call): (index, firing) for index, firing in enumerate(seen.firings)}
     mixed: list[tuple[int, Site]] = []
     for site in sites:
-        if site.kind == ACTIVATIONS:
+        if site.kind == ACTIVATIONS and not site.of_heads:
             value = order[site.path, site.call][1].value
             assert value is not None
             if not _close(result.tensors[site.name, site.kind], value.permute(site.axes)):

@@ -67,8 +67,8 @@ def train_keeping(
     keep : str, sequence of int or mapping
         ``"recipe"``: the recipe's own checkpoints. ``"all"``: every tracked step. Steps, ``{"every": N}`` or
         ``{"log": N}``: these (`capture.schedule.checkpoint_steps`). Any other name: the schedule that a package offers
-        under it, such as ``"jumps"``, over a first pass in ``save/first-pass``; the first and the last step are kept
-        too, and where the schedule finds no moment, the recipe's own checkpoints.
+        under it, such as ``"jumps"``, over a first pass in ``save/first-pass``; the recipe's own checkpoints are kept
+        beside them.
     store : path, optional
         Where the rows go that are tracked; needed for ``"all"`` and for moments.
     **options
@@ -114,12 +114,12 @@ def train_keeping(
     tracked = open_training(store)
     wanted = schedule(tracked, seed=recipe.seed)["step"].values
     moments = sorted({int(step) for step in wanted.ravel() if step >= 0})
-    steps = sorted({0, *moments, last}) if moments else recipe.training.checkpoints
+    steps = sorted({*recipe.training.checkpoints, *moments})
     result = train_recipe(recipe.with_checkpoints(steps), save, kept_by=keep, **options)
     _require_same(tracked, kept_weights(save))
     if result.weights_digest != first.weights_digest:
         raise _strayed(last)
-    said = f"{len(moments)} steps by schedule {keep!r}, the first and the last"
+    said = f"the recipe's checkpoints, and {len(moments)} steps by schedule {keep!r}"
     return Kept(result, said if moments else f"schedule {keep!r} finds no moment, so the recipe's checkpoints")
 
 

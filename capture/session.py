@@ -58,9 +58,10 @@ class Session:
     store : str, PathLike or Storage
         Where the store is made, or found and resumed.
     layers : sequence of str
-        Globs over module paths: ``*`` stays between dots, ``**`` crosses them.
+        Globs over module paths: ``*`` stays between dots, ``**`` crosses them. One that ends in ``@heads`` means what
+        each head of attention puts out: activations (checkpoint, example, token, head, unit) of a layer of that name.
     kinds : sequence of str
-        ``activations``, ``gradients``, ``attentions``.
+        ``activations``, ``gradients``, ``attentions``, or in place of large patterns ``attention_summaries``.
     checkpoints : sequence of int
         Steps that are planned already; any later step may be added.
     gradient_of : {"label_logit", "prediction_logit", "loss"} or callable

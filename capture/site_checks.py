@@ -1,18 +1,22 @@
-"""What discovery demands of a firing before it becomes a site: a dense floating output with named axes."""
+"""What is demanded of firings: at discovery a dense floating output with named axes, and later as many as then."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import torch
 from torch import nn
 
 from capture.axes import axis_of_examples
+from capture.naming import Site
 from capture.probing import Firing, Observation
 from ndt_store.dims import EXAMPLE
 from ndt_store.errors import CaptureError, InvalidInputError
 
-__all__ = ["DTYPES", "PROBES", "check_example_axis", "check_names", "check_output", "refuse_batch_statistics"]
+__all__ = [
+    "DTYPES", "PROBES", "check_example_axis", "check_firings", "check_names", "check_output", "refuse_batch_statistics",
+]  # fmt: skip
 
 PROBES: Final = (3, 2)
 """Numbers of examples in the two passes of discovery."""
@@ -115,4 +119,29 @@ def refuse_batch_statistics(seen: Observation) -> None:
             raise CaptureError(
                 f"{_described(firing)} normalises by the statistics of the batch even in evaluation mode, so that "
                 "gradients of one example depend on the others; use track_running_stats=True, or leave gradients out"
+            )
+
+
+def check_firings(sites: Iterable[Site], fired: Mapping[str, int], attended: Mapping[str, int]) -> None:
+    """Check that every module of a site fired, or attended, in a batch as often as at discovery.
+
+    Parameters
+    ----------
+    sites : iterable of Site
+    fired, attended : mapping of str to int
+        By path, how often; a missing path is never.
+
+    Raises
+    ------
+    CaptureError
+        One did not.
+    """
+    for site in sites:
+        found = (attended if site.of_attention else fired).get(site.path, 0)
+        if found != site.calls:
+            verb = "attended" if site.of_attention else "fired"
+            raise CaptureError(
+                f"module {site.path!r} ({site.module_type}) {verb} {found} times for this batch where discovery saw "
+                f"{site.calls}; leave modules that depend on the data out of layers, or make every batch take the same "
+                "path"
             )

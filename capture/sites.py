@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.axes import axis_of_examples, canonical_axes, check_dims
+from capture.attention_sites import check_heads, head_sites, pattern_sites
+from capture.axes import canonical_axes, check_dims
 from capture.modelstate import as_device, model_device, refuse_wrapped
-from capture.naming import Site, match_layers
+from capture.naming import Site, match_layers, split_heads
 from capture.objective import GradientOf, check_gradient_of, class_logits, model_output
 from capture.probing import Observation, infer_dims, observe
 from capture.rehearsal import rehearse
 from capture.site_checks import (
-    DTYPES,
     PROBES,
     check_example_axis,
     check_names,
@@ -29,7 +29,7 @@ from capture.site_checks import (
     refuse_batch_statistics,
 )
 from capture.structures import take_examples
-from ndt_store.dims import ACTIVATIONS, ATTENTIONS, EXAMPLE, GRADIENTS, HEAD, KEY, KINDS, QUERY
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS, KINDS, LAYER_ARRAYS, SUMMARIES
 from ndt_store.errors import CaptureError, InvalidInputError
 
 __all__ = ["Site", "discover_sites", "discover_with_logits", "match_layers"]
@@ -54,9 +54,10 @@ def discover_sites(
     model : torch.nn.Module
     patterns : sequence of str
         Globs over module paths, see `match_layers`. Matched modules that never run are passed over, as long as each
-        pattern names one that does.
+        pattern names one that does. One that ends in ``@heads`` means what each head of the attention in such a module
+        puts out, as activations (example, token, head, unit).
     kinds : sequence of str
-        Any of ``"activations"``, ``"gradients"``, ``"attentions"``.
+        Any of ``"activations"``, ``"gradients"``, ``"attentions"``, ``"attention_summaries"``.
     example_inputs : torch.Tensor, tuple, list or mapping
         A batch as the model takes it; its first three examples are used, repeated where there are fewer.
     labels : torch.Tensor, optional
@@ -91,7 +92,10 @@ def discover_sites(
     check_gradient_of(gradient_of)
     refuse_wrapped(model)
     asked = _check_kinds(kinds)
-    paths = match_layers(model, patterns)
+    plain, headed = split_heads(patterns)
+    check_heads(headed, plain, asked)
+    paths = match_layers(model, plain) if plain or not headed else ()
+    attending = match_layers(model, headed) if headed else ()
     given = _given_dims(model, dims or {})
     place = model_device(model) if device is None else as_device(device)
     first, second = (
@@ -100,18 +104,21 @@ def discover_sites(
             take_examples(example_inputs, count),
             place,
             keep=frozenset(paths),
-            attentions=ATTENTIONS in asked,
+            attentions=bool(asked & {ATTENTIONS, SUMMARIES}) or bool(headed),
+            heads=frozenset(attending),
         )
         for count in PROBES
     )
-    _check_each_pattern_fires(model, patterns, first)
-    order = {path: index for index, path in enumerate(paths)}
+    _check_each_pattern_fires(model, [*plain, *headed], first)
+    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
     sites: list[Site] = []
-    if asked != {ATTENTIONS}:
-        sites += _output_sites(first, second, given, order, asked)
-    if ATTENTIONS in asked:
-        sites += _attention_sites(model, first, second, order)
-    sites.sort(key=lambda site: (order[site.path], site.call, KINDS.index(site.kind)))
+    if plain and asked & {ACTIVATIONS, GRADIENTS}:
+        sites += _output_sites(first, second, given, frozenset(paths), asked)
+    if plain and asked & {ATTENTIONS, SUMMARIES}:
+        sites += pattern_sites(model, first, second, frozenset(paths), asked)
+    if headed:
+        sites += head_sites(model, first, second, frozenset(attending))
+    sites.sort(key=lambda site: (order[site.path], site.call, site.of_heads, LAYER_ARRAYS.index(site.kind)))
     if GRADIENTS in asked:
         refuse_batch_statistics(first)
     inputs = take_examples(example_inputs, PROBES[0])
@@ -155,9 +162,10 @@ def discover_with_logits(
 
 def _check_kinds(kinds: Sequence[str]) -> set[str]:
     asked = {kinds} if isinstance(kinds, str) else set(kinds)
-    if not asked or not asked <= set(KINDS):
+    known = (*KINDS, SUMMARIES)
+    if not asked or not asked <= set(known):
         raise InvalidInputError(
-            f"kinds is {sorted(asked)} where one or more of {', '.join(KINDS)} were expected; name what to capture"
+            f"kinds is {sorted(asked)} where one or more of {', '.join(known)} were expected; name what to capture"
         )
     return asked
 
@@ -186,7 +194,7 @@ def _output_sites(
     first: Observation,
     second: Observation,
     given: Mapping[str, tuple[str, ...]],
-    order: Mapping[str, int],
+    paths: frozenset[str],
     asked: set[str],
 ) -> list[Site]:
     named = infer_dims(first, second, given)
@@ -196,7 +204,7 @@ def _output_sites(
     calls, calls_again = (Counter(firing.path for firing in seen.firings) for seen in (first, second))
     sites = []
     for firing in first.firings:
-        if firing.path not in order:
+        if firing.path not in paths:
             continue
         if calls[firing.path] != calls_again[firing.path]:
             raise CaptureError(
@@ -229,46 +237,4 @@ def _output_sites(
             for kind in (ACTIVATIONS, GRADIENTS)
             if kind in asked
         ]
-    return sites
-
-
-def _attention_sites(model: nn.Module, first: Observation, second: Observation, order: Mapping[str, int]) -> list[Site]:
-    attending = list(dict.fromkeys(call.path for call in first.attentions))
-    if not set(attending) & set(order):
-        found = ", ".join(path or "(the model itself)" for path in attending)
-        advice = (
-            f"name some of those that do: {found}"
-            if attending
-            else "none of the model's modules does through nn.MultiheadAttention or scaled_dot_product_attention, "
-            "and attention written out by hand is not seen"
-        )
-        raise CaptureError(f"attentions were asked for, but none of the {len(order)} layers named attends; {advice}")
-    again = {(call.path, call.call): tuple(call.probabilities.shape) for call in second.attentions}
-    calls = Counter(call.path for call in first.attentions)
-    sites = []
-    for call in first.attentions:
-        if call.path not in order:
-            continue
-        module = model.get_submodule(call.path)
-        shape = tuple(call.probabilities.shape)
-        if axis_of_examples(shape, again.get((call.path, call.call), ()), PROBES) != 0:
-            raise CaptureError(
-                f"attention in module {call.path!r} ({type(module).__name__}) has probabilities of shape {shape} for "
-                f"{PROBES[0]} examples and {again.get((call.path, call.call))} for {PROBES[1]}, where (example, "
-                "head, query, key) was expected; leave it out of layers for attentions"
-            )
-        sites.append(
-            Site(
-                name=f"{call.path}#{call.call}" if calls[call.path] > 1 else call.path,
-                kind=ATTENTIONS,
-                module_type=type(module).__name__,
-                dims=(EXAMPLE, HEAD, QUERY, KEY),
-                shape=shape[1:],
-                dtype=DTYPES[call.probabilities.dtype],
-                path=call.path,
-                call=call.call,
-                calls=calls[call.path],
-                axes=(0, 1, 2, 3),
-            )
-        )
     return sites

@@ -14,21 +14,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
-from capture.attention import AttentionRecorder
-from capture.modelstate import as_device, borrowed, model_device, refuse_inference_weights, refuse_wrapped
+from capture.attention import AttentionRecorder, Wanted
+from capture.modelstate import (
+    as_device,
+    borrowed,
+    differentiable,
+    model_device,
+    refuse_inference_weights,
+    refuse_wrapped,
+)
 from capture.naming import Site
 from capture.objective import GradientOf, check_gradient_of, class_logits, cross_entropy, model_output, scalars
 from capture.results import BatchResult, Sink
 from capture.running import ModuleStack
+from capture.site_checks import check_firings
 from capture.structures import batch_size, call_model, first_tensor, replace_first
-from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS
+from ndt_store.dims import ACTIVATIONS, GRADIENTS
 from ndt_store.errors import CaptureError
 
 __all__ = ["Tapper"]
@@ -98,9 +106,11 @@ class Tapper:
         self._gradients = any(site.kind == GRADIENTS for site in self._sites)
         if self._gradients:
             refuse_inference_weights(model)
-        self._outputs = {(site.path, site.call): site for site in self._sites if site.kind != ATTENTIONS}
-        self._attending = {(site.path, site.call): site for site in self._sites if site.kind == ATTENTIONS}
-        self._emitting = {(site.path, site.call): site for site in self._sites if site.kind == ACTIVATIONS}
+        self._outputs = {(site.path, site.call): site for site in self._sites if not site.of_attention}
+        self._attention = Wanted.of(self._sites)
+        self._emitting = {
+            (site.path, site.call): site for site in self._sites if site.kind == ACTIVATIONS and not site.of_heads
+        }
         self._differentiated = {(site.path, site.call) for site in self._sites if site.kind == GRADIENTS}
         self._calls = {site.path: site.calls for site in self._outputs.values()}
         self._modules = {site.path: site.module_in(model) for site in self._outputs.values()}
@@ -118,7 +128,7 @@ class Tapper:
             raise CaptureError("this Tapper is entered already, and a model is lent once at a time; make a second one")
         with ExitStack() as undo:
             undo.enter_context(borrowed(self._model))
-            if self._attending:
+            if any(site.of_attention for site in self._sites):
                 self._stack = undo.enter_context(ModuleStack(self._model))
             for path, module in self._modules.items():
                 undo.callback(self._attach(path, module))
@@ -165,8 +175,9 @@ class Tapper:
             raise CaptureError("Tapper.run was called outside its with block; write `with Tapper(...) as tapper:`")
         self._sink, self._count = sink, batch_size(inputs)
         self._fired.clear()
+        kernels = differentiable(self._model, self._device) if self._gradients else nullcontext()
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(self._gradients), self._kernels():
+            with torch.inference_mode(False), torch.set_grad_enabled(self._gradients), kernels:
                 # Labels made under inference mode could not be saved for the backward pass.
                 usable = labels.clone() if labels is not None and labels.is_inference() else labels
                 return self._pass(inputs, usable, self._count)
@@ -180,22 +191,31 @@ class Tapper:
         recorder: AttentionRecorder | None = None
         with ExitStack() as scope:
             if self._stack is not None:
-                recorder = AttentionRecorder(self._stack.innermost, {path for path, _ in self._attending})
+                recorder = AttentionRecorder(self._stack.innermost, self._attention)
                 scope.enter_context(recorder)
             self._recording = True
             raw = call_model(self._model, inputs, self._device)
             self._recording = False
-        attentions = {(call.path, call.call): call.probabilities for call in recorder.calls} if recorder else {}
-        self._check_firings(set(attentions))
+        attended = {(call.path, call.call): call for call in (recorder.calls if recorder else ())}
+        check_firings(self._sites, self._fired, Counter(path for path, _ in attended))
         output = model_output(raw, self._extract)
         gradients = self._differentiate(output, labels, count) if self._gradients else {}
         self._check_versions()
         tensors: dict[tuple[str, str], torch.Tensor] = {}
         for site in self._sites:
-            if self._sink is not None and site.kind == ACTIVATIONS:
+            if (
+                self._sink is not None
+                and (site.path, site.call) in self._emitting
+                and site is self._emitting[site.path, site.call]
+            ):
                 continue
-            found = {ACTIVATIONS: self._kept, GRADIENTS: gradients, ATTENTIONS: attentions}[site.kind]
-            tensor = site.hand_out(found[site.path, site.call], count)
+            key = site.path, site.call
+            if site.of_attention:
+                found = attended[key].of(site.kind)
+                assert found is not None
+            else:
+                found = (gradients if site.kind == GRADIENTS else self._kept)[key]
+            tensor = site.hand_out(found, count)
             if self._sink is None:
                 tensors[site.name, site.kind] = tensor
             else:
@@ -267,18 +287,6 @@ class Tapper:
             for (key, node), gradient in zip(kept.items(), found, strict=True)
         }
 
-    def _check_firings(self, attended: set[tuple[str, int]]) -> None:
-        attention_calls = Counter(path for path, _ in attended)
-        for site in self._sites:
-            fired = attention_calls[site.path] if site.kind == ATTENTIONS else self._fired[site.path]
-            if fired != site.calls:
-                verb = "attended" if site.kind == ATTENTIONS else "fired"
-                raise CaptureError(
-                    f"module {site.path!r} ({site.module_type}) {verb} {fired} times for this batch where discovery "
-                    f"saw {site.calls}; leave modules that depend on the data out of layers, or make every batch "
-                    "take the same path"
-                )
-
     def _check_versions(self) -> None:
         for key, kept in self._kept.items():
             if kept._version != self._versions[key]:
@@ -286,8 +294,3 @@ class Tapper:
                     f"the output of module {key[0]!r} was written to after it left the module, which discovery did "
                     "not see and a copy cannot mend; use an operation that is not in place on it"
                 )
-
-    def _kernels(self) -> Any:
-        recurrent = any(isinstance(module, nn.RNNBase) for module in self._model.modules())
-        off = self._gradients and recurrent and self._device.type == "cuda"
-        return torch.backends.cudnn.flags(enabled=False) if off else ExitStack()

@@ -21,6 +21,7 @@ from torch import nn
 from capture._describe import described
 from capture._suggest import expected_one_of
 from capture.modelstate import model_device
+from capture.naming import split_heads
 from capture.objective import class_count
 from capture.probe import as_probe
 from capture.second_order import POSITIONS, measured, sample_rows, second_order
@@ -130,7 +131,14 @@ class Tracker:
         self._inputs, self._labels = (part.to(device, copy=True) for part in next(probe.batches(len(probe))))
         self._digest = probe.digest
         self._sites, logits = discover_with_logits(
-            model, layers, [ACTIVATIONS], self._inputs, self._labels, dims=dims, device=device, output=output
+            model,
+            split_heads(layers)[0],
+            [ACTIVATIONS],
+            self._inputs,
+            self._labels,
+            dims=dims,
+            device=device,
+            output=output,
         )
         scores = class_count(logits, probe.contents.labels, needed=False) is not None
         self._tapper = Tapper(model, self._sites, device=device, output=output, scores=scores)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from ndt_store.cliparts import emit, explain_option, format_option, selection_options, store_argument, tell
-from ndt_store.dims import ACTIVATIONS
+from ndt_store.dims import ACTIVATIONS, HEAD
 from ndt_store.errors import NotFoundError
 from ndt_store.progress import progress_bar
 from ndt_store.reader import Store, open_store
+from ndt_store.schema import layer_path
 from ndt_store.selection import Selection
 
 if TYPE_CHECKING:
@@ -188,7 +189,9 @@ def with_activations(store: Store, selection: Selection) -> list[str]:
     if not len(store.checkpoints):
         raise NotFoundError(f"{store.path} has no committed checkpoint yet: run its capture again to go on with it.")
     chosen = selection.layers(store)
-    found = [layer for layer in chosen if ACTIVATIONS in store.schema.kinds(layer)]
+    specs = {layer: store.schema.find(layer_path(layer, ACTIVATIONS)) for layer in chosen}
+    # What each head puts out has units for each head, which no command on units asks about.
+    found = [layer for layer, spec in specs.items() if spec is not None and HEAD not in spec.dims]
     if not found:
         raise NotFoundError(f"{store.path} holds no activations of {', '.join(chosen)}: choose another layer.")
     return found

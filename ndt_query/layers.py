@@ -17,7 +17,17 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, overload, r
 import numpy as np
 import xarray as xr
 
-from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, EXAMPLE, LABEL_COORDS, LAYER, LAYERS_GROUP, UNIT
+from ndt_store.dims import (
+    ACTIVATIONS,
+    ATTENTIONS,
+    CHECKPOINT,
+    EXAMPLE,
+    HEAD,
+    LABEL_COORDS,
+    LAYER,
+    LAYERS_GROUP,
+    UNIT,
+)
 from ndt_store.errors import InvalidInputError, NotFoundError
 
 __all__ = [
@@ -28,6 +38,7 @@ __all__ = [
     "activations_of",
     "described",
     "each_layer",
+    "of_heads",
     "per_layer",
     "per_unit",
     "root_dataset",
@@ -151,6 +162,9 @@ def _stacked(answers: Mapping[str, xr.Dataset]) -> xr.Dataset:
 def each_layer(data: Any, kind: str = ACTIVATIONS) -> Iterator[tuple[str, xr.DataArray]]:
     """Yield the layers of a store, DataTree or mapping that hold `kind`, with the examples' labels as coordinates.
 
+    What each head of attention puts out (layers that end in ``@heads``) is passed over: it has units for each head, and
+    is asked about head by head.
+
     Raises
     ------
     InvalidInputError
@@ -165,7 +179,7 @@ def each_layer(data: Any, kind: str = ACTIVATIONS) -> Iterator[tuple[str, xr.Dat
         found = {name: array for name, array in arrays.items() if array is not None}
     elif isinstance(data, StoreLike):
         layers = {name: data[name] for name in data.layers}
-        found = {name: one[kind] for name, one in layers.items() if kind in one}
+        found = {name: one[kind] for name, one in layers.items() if kind in one and not of_heads(one[kind])}
     else:
         raise InvalidInputError(
             f"Questions are asked of a DataArray, a layer's Dataset, a Store, a DataTree or a mapping of layers: "
@@ -176,13 +190,18 @@ def each_layer(data: Any, kind: str = ACTIVATIONS) -> Iterator[tuple[str, xr.Dat
     yield from found.items()
 
 
+def of_heads(array: xr.DataArray) -> bool:
+    """Whether an array has units for each head of attention."""
+    return {HEAD, UNIT} <= set(array.dims)
+
+
 def _tree_layers(tree: xr.DataTree, kind: str) -> Iterator[tuple[str, xr.DataArray]]:
     if LAYERS_GROUP not in tree.children:
         raise NotFoundError(f"The DataTree has no group {LAYERS_GROUP!r}: pass the root of a store's tree.")
     labels = {name: tree[name].variable for name in LABEL_COORDS if name in tree.dataset.variables}
     layers = tree.children[LAYERS_GROUP]
     for node in layers.descendants:
-        if kind in node.data_vars:
+        if kind in node.data_vars and not of_heads(node[kind]):
             name = node.relative_to(layers)
             yield name, node.to_dataset()[kind].assign_coords(labels).assign_attrs(layer=name, kind=kind)
 

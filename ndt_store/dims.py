@@ -22,6 +22,21 @@ GRADIENTS: Final = "gradients"
 ATTENTIONS: Final = "attentions"
 KINDS: Final = (ACTIVATIONS, GRADIENTS, ATTENTIONS)
 
+SUMMARIES: Final = "attention_summaries"
+"""Asked for as a kind: what stands in for attention patterns that are too large to keep, `SUMMARY_KINDS`."""
+
+MEAN_PATTERN: Final = "attention_mean"
+"""Mean over examples of the attention pattern: (checkpoint, head, query, key)."""
+
+EXAMPLE_SUMMARIES: Final = (
+    "attention_entropy", "attention_hoyer", "attention_gini", "attention_share", "attention_distance",
+)  # fmt: skip
+"""Means over the queries of one example: (checkpoint, example, head)."""
+
+SUMMARY_KINDS: Final = (*EXAMPLE_SUMMARIES, MEAN_PATTERN)
+LAYER_ARRAYS: Final = (*KINDS, *SUMMARY_KINDS)
+"""Names of the arrays that a layer may have."""
+
 STEP: Final = "step"
 
 LAYERS_GROUP: Final = "layers"

@@ -23,6 +23,7 @@ from ndt_store.dims import (
     CHECKPOINT,
     EXAMPLE,
     EXPERIMENTS_GROUP,
+    HEAD,
     LABEL_COORDS,
     LAYER,
     LAYERS_GROUP,
@@ -181,14 +182,15 @@ def tree(catalogue: Catalogue, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.Da
 def cube(catalogue: Catalogue, kind: str, reduce: str, chunk_nbytes: int | None = CHUNK_NBYTES) -> xr.DataArray:
     """Stack one kind of every layer to (checkpoint, layer, example, unit).
 
-    Positions are reduced by the xarray method named `reduce`; units are padded with NaN to the widest layer.
+    Positions are reduced by the xarray method named `reduce`; units are padded with NaN to the widest layer. What each
+    head of attention puts out is left out.
     """
     if reduce not in ("mean", "max", "min", "sum"):
         raise InvalidInputError(f"A cube reduces positions by mean, max, min or sum: got reduce={reduce!r}.")
-    found = [name for name in catalogue.schema.layers if catalogue.schema.find(layer_path(name, kind)) is not None]
+    specs = {name: catalogue.schema.find(layer_path(name, kind)) for name in catalogue.schema.layers}
+    found = [name for name, spec in specs.items() if spec is not None and UNIT in spec.dims and HEAD not in spec.dims]
     labels = label_coords(catalogue)
     arrays = [layer_dataset(catalogue, name, labels, chunk_nbytes)[kind] for name in found]
-    arrays = [array for array in arrays if UNIT in array.dims]
     if not arrays:
         raise NotFoundError(f"{catalogue.storage.path} holds no {kind} with units, so that there is no cube of them.")
     width = max(array.sizes[UNIT] for array in arrays)

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_store.codecs import DEFAULT_PROFILE, profile
-from ndt_store.dims import ATTENTIONS, CHECKPOINT, CLASS, EXAMPLE, GRADIENTS, KINDS, LAYERS_GROUP
+from ndt_store.dims import (
+    ATTENTIONS,
+    CHECKPOINT,
+    CLASS,
+    EXAMPLE,
+    GRADIENTS,
+    LAYER_ARRAYS,
+    LAYERS_GROUP,
+    MEAN_PATTERN,
+)
 from ndt_store.errors import InvalidInputError
 from ndt_store.layout import BLOCK_NBYTES, rows_per_block
 from ndt_store.schema import ArraySpec, Schema, layer_path
@@ -26,6 +35,12 @@ _LONG_NAMES: Final = {
     "activations": "output of the module",
     "gradients": "gradient of one scalar per example with respect to the output of the module",
     "attentions": "attention probabilities",
+    "attention_entropy": "entropy of attention over the logarithm of the number of keys, mean over queries",
+    "attention_hoyer": "Hoyer sparsity of attention, mean over queries",
+    "attention_gini": "Gini index of attention, mean over queries",
+    "attention_share": "share of keys with a probability above 0.1, mean over queries",
+    "attention_distance": "mean distance from query to key, in tokens",
+    "attention_mean": "attention probabilities, mean over examples",
 }
 
 
@@ -38,11 +53,11 @@ class Tap:
     layer : str
         Module path.
     kind : str
-        ``activations``, ``gradients`` or ``attentions``.
+        ``activations``, ``gradients``, ``attentions``, or a summary of attention, one of `SUMMARY_KINDS`.
     dims : tuple of str
-        Dimensions of one batch, ``example`` first.
+        Dimensions of one batch, ``example`` first; ``attention_mean`` has no examples.
     sizes : tuple of int
-        Extents of the dimensions after ``example``.
+        Extents of the dimensions but ``example``.
     dtype : str
         As stored.
     module : str
@@ -57,11 +72,17 @@ class Tap:
     module: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.dims[:1] != (EXAMPLE,) or len(self.sizes) != len(self.dims) - 1:
+        begins = self.dims[:1] == (EXAMPLE,) or self.kind == MEAN_PATTERN
+        if self.kind not in LAYER_ARRAYS or not begins or len(self.sizes) != len(self.inner):
             raise InvalidInputError(
                 f"A tap of {self.layer!r} has kind {self.kind!r}, dims {self.dims} and sizes {self.sizes}: expected "
-                f"one of {', '.join(KINDS)}, dims that begin with 'example', and one size for each other dim."
+                f"one of {', '.join(LAYER_ARRAYS)}, dims that begin with 'example', and one size for each other dim."
             )
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Dimensions but ``example``."""
+        return tuple(dim for dim in self.dims if dim != EXAMPLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +226,8 @@ def _plan_tap(plan: _Plan, tap: Tap, n: int, codec: str, block_nbytes: int) -> N
         attrs["valid_range"] = [0.0, 1.0]
     if tap.kind == GRADIENTS:
         attrs["of"] = "one example's own scalar; examples do not mix"
-    sizes = (n, *tap.sizes)
-    rows = rows_per_block(sizes, tap.dtype, block_nbytes)
+    sizes = tap.sizes if tap.kind == MEAN_PATTERN else (n, *tap.sizes)
+    rows = sizes[0] if tap.kind == MEAN_PATTERN else rows_per_block(sizes, tap.dtype, block_nbytes)
     plan.cube(layer_path(tap.layer, tap.kind), tap.dims, sizes, tap.dtype, codec, rows, **attrs)
-    for dim, size in zip(tap.dims[1:], tap.sizes, strict=True):
+    for dim, size in zip(tap.inner, tap.sizes, strict=True):
         plan.index(f"{LAYERS_GROUP}/{tap.layer}/{dim}", size)

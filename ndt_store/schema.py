@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Self
 
-from ndt_store.dims import CHECKPOINT, EXAMPLE, KINDS, LAYERS_GROUP
+from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER_ARRAYS, LAYERS_GROUP
 from ndt_store.errors import FormatVersionError, SchemaError
 
 __all__ = ["DTYPES", "FORMAT_VERSION", "ArraySpec", "Schema", "as_step", "check_name", "layer_path"]
@@ -253,8 +253,8 @@ class Schema:
         return tuple(dict.fromkeys(named))
 
     def kinds(self, layer: str) -> tuple[str, ...]:
-        """Kinds that were captured of one layer."""
-        return tuple(kind for kind in KINDS if self.find(layer_path(layer, kind)) is not None)
+        """Names of the arrays that were captured of one layer."""
+        return tuple(kind for kind in LAYER_ARRAYS if self.find(layer_path(layer, kind)) is not None)
 
     def find(self, path: str) -> ArraySpec | None:
         """Return the array at `path`, or None."""

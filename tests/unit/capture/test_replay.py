@@ -65,7 +65,7 @@ def test_moments_are_kept_with_the_weights_of_the_first_pass(moments: list[int],
     everything = recipe().with_checkpoints({"every": 1})
     train_recipe(everything, tmp_path / "plain")
     plain = kept(tmp_path / "plain")
-    assert kept(tmp_path / "weights") == {step: plain[step] for step in (0, 4, 7, STEPS)}
+    assert kept(tmp_path / "weights") == {step: plain[step] for step in (0, 4, 6, 7, STEPS)}
     assert "2 steps by schedule 'jumps'" in made.said
 
     tracked = open_training(tmp_path / "run.zarr")
@@ -142,7 +142,7 @@ def test_killed_in_either_pass_it_goes_on_to_the_same_end(moments: list[int], tm
 def test_a_capture_takes_the_checkpoints_that_were_kept(moments: list[int], tmp_path: Path) -> None:
     train_keeping(recipe(), tmp_path / "weights", keep="jumps", store=tmp_path / "run.zarr")
     store = capture_recipe(recipe(), tmp_path / "run.zarr", tmp_path / "weights", progress=False)
-    assert store.checkpoints.tolist() == [0, 4, 7, STEPS]
+    assert store.checkpoints.tolist() == [0, 4, 6, 7, STEPS]
     assert store.training.sizes["step"] == 1 + STEPS // 2
     assert store.tree["training"].sizes["step"] == 1 + STEPS // 2
 
@@ -150,7 +150,7 @@ def test_a_capture_takes_the_checkpoints_that_were_kept(moments: list[int], tmp_
 def test_a_capture_misses_a_checkpoint_that_was_chosen_and_is_gone(moments: list[int], tmp_path: Path) -> None:
     train_keeping(recipe(), tmp_path / "weights", keep="jumps", store=tmp_path / "run.zarr")
     checkpoint_path(tmp_path / "weights", 4).unlink()
-    with pytest.raises(NotFoundError, match=r"lacks 1 of 4 checkpoints .* step 4"):
+    with pytest.raises(NotFoundError, match=r"lacks 1 of 5 checkpoints .* step 4"):
         capture_recipe(recipe(), tmp_path / "run.zarr", tmp_path / "weights", progress=False)
 
 
