@@ -201,7 +201,7 @@ def _tree_layers(tree: xr.DataTree, kind: str) -> Iterator[tuple[str, xr.DataArr
     labels = {name: tree[name].variable for name in LABEL_COORDS if name in tree.dataset.variables}
     layers = tree.children[LAYERS_GROUP]
     for node in layers.descendants:
-        if kind in node.data_vars and not of_heads(node[kind]):
+        if kind in node.data_vars and not of_heads(node.dataset[kind]):
             name = node.relative_to(layers)
             yield name, node.to_dataset()[kind].assign_coords(labels).assign_attrs(layer=name, kind=kind)
 

@@ -81,7 +81,10 @@ def test_report_writes_one_page_and_prints_its_path(sim, capsys, tmp_path):
     code, out, _ = run(capsys, "report", sim.store.path, "--out", tmp_path / "page")
     assert code == 0
     assert out.strip() == str(tmp_path / "page" / "index.html")
-    assert [path.name for path in (tmp_path / "page").iterdir()] == ["index.html"]
+    assert {path.name for path in (tmp_path / "page").iterdir()} == {"index.html", "cnn"}
+    code, *_ = run(capsys, "report", sim.store.path, "--no-study", "--out", tmp_path / "alone")
+    assert code == 0
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["index.html"]
 
 
 def test_explain_says_on_stderr_where_answers_come_from(store, capsys):
