@@ -134,7 +134,8 @@ def _kinds(runs: Sequence[Run]) -> Rows:
                 share = run.study["types"][layer]["share"].sel(type=kind).values
                 return f"{share[0]:.0%} to {share[-1]:.0%}"
 
-            yield [layer, str(kind)], cell
+            if any(run.study["types"][layer]["share"].sel(type=kind).any() for run in runs):
+                yield [layer, str(kind)], cell
 
 
 def _waking(runs: Sequence[Run]) -> Rows:
@@ -152,7 +153,8 @@ def _waking(runs: Sequence[Run]) -> Rows:
                 at = np.flatnonzero((found["before"].values == pair[0]) & (found["after"].values == pair[1]))
                 return f"{int(found['woken'][at[0]])} of {int(found['dead_before'][at[0]])}" if len(at) else ""
 
-            yield [str(layer), f"{before} and {after}"], cell
+            if any(cell(run) not in ("", "0 of 0") for run in runs):
+                yield [str(layer), f"{before} and {after}"], cell
 
 
 def _composed(runs: Sequence[Run]) -> Rows:

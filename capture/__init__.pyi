@@ -1,3 +1,4 @@
+from .ablation import ablate_heads
 from .checkpoints import list_checkpoints, load_weights, save_weights, weights_digest
 from .data import load_data
 from .fields import receptive_fields
@@ -17,6 +18,7 @@ __all__ = [
     "Session",
     "Tracker",
     "Tracking",
+    "ablate_heads",
     "build_model",
     "capture",
     "list_checkpoints",

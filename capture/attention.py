@@ -32,13 +32,17 @@ from capture.summaries import summarised
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, SUMMARY_KINDS
 from ndt_store.errors import CaptureError
 
-__all__ = ["AttentionCall", "AttentionRecorder", "Wanted", "sdpa_probabilities"]
+__all__ = ["MHA", "SDPA", "AttentionCall", "AttentionRecorder", "Wanted", "sdpa_probabilities"]
 
-_SDPA: Final = (
+MHA: Final = functional.multi_head_attention_forward
+"""What ``nn.MultiheadAttention`` and all of ``nn.Transformer*`` run."""
+
+SDPA: Final = (
     functional.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention,
     torch.ops.aten.scaled_dot_product_attention.default,
 )
+"""The names of attention without projections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +143,9 @@ class AttentionRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        if func is functional.multi_head_attention_forward:
+        if func is MHA:
             self._record(MultiHead.bind(args, kwargs), output[0])
-        elif func in _SDPA:
+        elif func in SDPA:
             self._record(ScaledDotProduct.bind(*args, **kwargs), output)
         return output
 

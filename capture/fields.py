@@ -12,22 +12,20 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capture.checkpoints import check_weights, weights_digest
+from capture.checkpoints import check_weights
 from capture.effective_fields import Probing, crop_of, effective_maps
 from capture.field_experiment import EXPERIMENT, Frame, as_dataset, held_fields
 from capture.field_theory import AXES, theoretical_fields
-from capture.given_weights import Weights, given_checkpoints, kept_apart, load_given, weights_kept
+from capture.given_weights import Weights, digests_of, given_checkpoints, kept_apart, load_given, weights_kept
 from capture.modelstate import as_device, model_device, refuse_inference_weights
 from capture.naming import Site
 from capture.probe import Probe, as_probe
-from capture.provenance import require_same_weights
 from capture.sites import discover_sites
-from ndt_store.catalogue import Catalogue
 from ndt_store.dims import ACTIVATIONS, EXAMPLE, UNIT
 from ndt_store.errors import CaptureError, InvalidInputError
 from ndt_store.experiments import write_experiment
 from ndt_store.progress import progress_bar
-from ndt_store.storage import Storage, open_storage
+from ndt_store.storage import Storage
 
 __all__ = ["receptive_fields"]
 
@@ -169,7 +167,7 @@ def receptive_fields(
     probings, left_out = _probings(model, layers, inputs, units, place)
     steps = [(step, kept_apart(model, weights)) for step, weights in steps]
     with weights_kept(model, any(weights is not None for _, weights in steps)):
-        digests = _digests(model, steps, store)
+        digests = digests_of(model, steps, store)
         frame = Frame(tuple(step for step, _ in steps), digests, tuple(probings), groups, tuple(inputs.shape[2:]))
         attrs = {"data": probe.name, "data_digest": probe.digest, "n_examples": len(inputs), "left_out": left_out}
         held = None if store is None or replace else held_fields(store, frame, attrs)
@@ -258,17 +256,3 @@ def _chosen(sites: Sequence[Site], units: Units) -> dict[str, tuple[int, ...]]:
         raise InvalidInputError(f"units is {units!r}: expected a number of units, units by layer, or None for all.")
     counts = {name: n if units is None else min(units, n) for name, n in sizes.items()}
     return {name: tuple((np.arange(k) * sizes[name] // k).tolist()) for name, k in counts.items()}
-
-
-def _digests(
-    model: nn.Module, steps: Sequence[tuple[int, Weights | None]], store: str | os.PathLike[str] | Storage | None
-) -> tuple[str, ...]:
-    """Return the digest of each step's weights, which are those of the store where it has the step."""
-    catalogue = None if store is None else Catalogue.read(open_storage(store))
-    found = []
-    for step, weights in steps:
-        load_given(model, weights)
-        found.append(weights_digest(model.state_dict()))
-        if catalogue is not None and step in catalogue.committed:
-            require_same_weights(catalogue, step, found[-1])
-    return tuple(found)

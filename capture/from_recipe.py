@@ -1,4 +1,4 @@
-"""From a recipe to a store: what `ndt capture`, `ndt plan` and `ndt receptive-fields` do, as functions."""
+"""From a recipe to a store: what `ndt capture`, `plan`, `receptive-fields` and `ablate-heads` do, as functions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import xarray as xr
 
 from capture._training_state import chosen_steps
+from capture.ablation import ablate_heads
 from capture.checkpoints import list_checkpoints
 from capture.fields import receptive_fields
 from capture.forecast import Forecast
@@ -21,7 +22,7 @@ from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 from ndt_store.storage import Storage
 
-__all__ = ["capture_recipe", "fields_of_recipe", "plan_recipe", "trained_checkpoints"]
+__all__ = ["ablation_of_recipe", "capture_recipe", "fields_of_recipe", "plan_recipe", "trained_checkpoints"]
 
 
 def capture_recipe(
@@ -99,7 +100,62 @@ def fields_of_recipe(
     NdtError
         As `capture_recipe` and `capture.receptive_fields` do.
     """
-    place = as_device(device)
+    place, data, found = as_device(device), recipe.probe_data(data_dir), _wanted(recipe, checkpoints, steps)
+    return receptive_fields(
+        recipe.build_model(data).to(place),
+        data,
+        layers=list(layers or recipe.capture.layers),
+        store=store,
+        checkpoints=found,
+        **options,
+    )
+
+
+def ablation_of_recipe(
+    recipe: Recipe,
+    store: str | os.PathLike[str] | Storage,
+    checkpoints: str | os.PathLike[str],
+    *,
+    steps: Sequence[int] | None = None,
+    layers: Sequence[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> xr.Dataset:
+    """Ablate the heads of the weights that a recipe's training kept, and write what comes of it into its store.
+
+    Parameters
+    ----------
+    recipe, store, checkpoints, data_dir, device
+        As in `capture_recipe`.
+    steps : sequence of int, optional
+        Some of the checkpoints, by default all.
+    layers : sequence of str, optional
+        By default all modules that attend.
+    **options
+        As in `capture.ablate_heads`.
+
+    Raises
+    ------
+    InvalidInputError
+        A step is no checkpoint of the recipe.
+    NdtError
+        As `capture_recipe` and `capture.ablate_heads` do.
+    """
+    place, data, found = as_device(device), recipe.probe_data(data_dir), _wanted(recipe, checkpoints, steps)
+    return ablate_heads(
+        recipe.build_model(data).to(place),
+        data,
+        layers=list(layers or ["**"]),
+        store=store,
+        checkpoints=found,
+        batch_size=recipe.capture.batch_size,
+        **options,
+    )
+
+
+def _wanted(recipe: Recipe, checkpoints: str | os.PathLike[str], steps: Sequence[int] | None) -> list[tuple[int, Path]]:
+    """Return the kept weights at some steps, or at all."""
     recipe, found = trained_checkpoints(recipe, checkpoints)
     missing = sorted(set(steps or ()) - set(recipe.training.checkpoints))
     if missing:
@@ -107,15 +163,7 @@ def fields_of_recipe(
             f"Step {missing[0]} is no checkpoint of recipe {recipe.name!r}, expected some of "
             f"{', '.join(map(str, recipe.training.checkpoints))}."
         )
-    data = recipe.probe_data(data_dir)
-    return receptive_fields(
-        recipe.build_model(data).to(place),
-        data,
-        layers=list(layers or recipe.capture.layers),
-        store=store,
-        checkpoints=[(step, weights) for step, weights in found if not steps or step in steps],
-        **options,
-    )
+    return [(step, weights) for step, weights in found if not steps or step in steps]
 
 
 def trained_checkpoints(recipe: Recipe, checkpoints: str | os.PathLike[str]) -> tuple[Recipe, list[tuple[int, Path]]]:

@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from capture._describe import described
-from capture.checkpoints import list_checkpoints, load_into, load_weights
+from capture.checkpoints import list_checkpoints, load_into, load_weights, weights_digest
+from capture.provenance import require_same_weights
+from ndt_store.catalogue import Catalogue
 from ndt_store.errors import InvalidInputError
 from ndt_store.schema import as_step
+from ndt_store.storage import Storage, open_storage
 
-__all__ = ["Weights", "given_checkpoints", "kept_apart", "load_given", "weights_kept"]
+__all__ = ["Weights", "digests_of", "given_checkpoints", "kept_apart", "load_given", "weights_kept"]
 
 Weights = Mapping[str, torch.Tensor] | str | os.PathLike[str]
 
@@ -84,3 +87,23 @@ def weights_kept(model: nn.Module, changed: bool) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(before)
+
+
+def digests_of(
+    model: nn.Module, steps: Sequence[tuple[int, Weights | None]], store: str | os.PathLike[str] | Storage | None
+) -> tuple[str, ...]:
+    """Return the digest of each step's weights, which are those of the store where it has the step.
+
+    Raises
+    ------
+    ResumeMismatchError
+        The store has the step with other weights.
+    """
+    catalogue = None if store is None else Catalogue.read(open_storage(store))
+    found = []
+    for step, weights in steps:
+        load_given(model, weights)
+        found.append(weights_digest(model.state_dict()))
+        if catalogue is not None and step in catalogue.committed:
+            require_same_weights(catalogue, step, found[-1])
+    return tuple(found)

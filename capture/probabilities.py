@@ -1,7 +1,8 @@
 """The probabilities inside one call of an attention function, and what they make of the values.
 
 Both calls answer the same questions: how much dropout, which probabilities, what each head puts out with them, which
-output that gives, and which output the call gave itself, in the same layout.
+output that gives, which output the call gave itself, in the same layout, and which it would give were a head replaced
+or scaled.
 """
 
 from __future__ import annotations
@@ -124,6 +125,26 @@ class MultiHead:
         mixed = self.heads(probabilities).flatten(2)
         return functional.linear(mixed, self.arguments["out_proj_weight"], self.arguments["out_proj_bias"])
 
+    def replaced(self, output: Any, head: int, value: torch.Tensor | None) -> Any:
+        """Return the call's output with what one head puts out replaced: by `value` (query, unit), or by 0."""
+        weight = self.arguments["out_proj_weight"]
+        width = weight.shape[1] // self.arguments["num_heads"]
+        own = slice(head * width, (head + 1) * width)
+        rest = weight.clone()
+        rest[:, own] = 0
+        changed = functional.multi_head_attention_forward(**{**self.arguments, "out_proj_weight": rest})[0]
+        if value is not None:
+            changed = changed + functional.linear(value.to(weight.dtype), weight[:, own])[:, None]
+        return (changed, *output[1:])
+
+    def scaled(self, output: Any, heads: torch.Tensor, factors: torch.Tensor) -> Any:
+        """Return the call's output with heads (example, query, head, unit) scaled by `factors` (example, head).
+
+        Differentiable by the factors.
+        """
+        more = (heads * (factors - 1)[:, None, :, None]).flatten(2)
+        return (output[0] + functional.linear(more, self.arguments["out_proj_weight"]).transpose(0, 1), *output[1:])
+
 
 @dataclass(frozen=True, slots=True)
 class ScaledDotProduct:
@@ -176,6 +197,17 @@ class ScaledDotProduct:
     def rebuild(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Return what the heads put out, which is what the call gives."""
         return self.heads(probabilities)
+
+    def replaced(self, output: torch.Tensor, head: int, value: torch.Tensor | None) -> torch.Tensor:
+        """Return the call's output with what one head puts out replaced: by `value` (query, unit), or by 0."""
+        changed = output.clone()
+        place = changed if changed.ndim == 4 else changed.unsqueeze(1)
+        place[:, head] = 0 if value is None else value.to(output.dtype)
+        return changed
+
+    def scaled(self, output: torch.Tensor, _heads: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """Return the call's output with heads scaled by `factors` (example, head); differentiable by these."""
+        return output * (factors[:, :, None, None] if output.ndim == 4 else factors[:, :, None])
 
 
 def _for_each_head(tensor: torch.Tensor, heads: int) -> torch.Tensor:

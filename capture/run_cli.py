@@ -10,7 +10,7 @@ import rich_click as click
 
 from capture.cli import data_dir_option, device_option, load, recipe_argument, seed_option, store_option, weights_option
 from ndt_store.cliparts import in_turn
-from ndt_store.dims import ACTIVATIONS, GRADIENTS, X, Y
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS, X, Y
 from ndt_store.reader import Store, open_store
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def run(
 ) -> None:
     """Track, detect, train again, capture, verify and report RECIPE. Run it again to go on where it was stopped.
 
-    Each stage is a command of its own, and is done once: train, capture, verify, jumps; of a CNN receptive-fields, and
-    cams where gradients were captured; report.
+    Each stage is a command of its own, and is done once: train, capture, verify, jumps; of a transformer ablate-heads;
+    of a CNN receptive-fields, and cams where gradients were captured; report.
     """
     loaded, folder, path = load(recipe, seed, checkpoints, store)
     asked = [recipe, *([] if seed is None else ["--seed", str(seed)]), "--checkpoints", str(folder)]
@@ -56,7 +56,8 @@ def run(
 
 def _stages(loaded: Recipe, path: Path, asked: Sequence[str], keep: str, out: str | None) -> Iterator[tuple[str, ...]]:
     """Give one command after the other; what the later ones are depends on what was captured."""
-    from capture.field_experiment import EXPERIMENT
+    from capture.ablation import EXPERIMENT as ABLATION
+    from capture.field_experiment import EXPERIMENT as FIELDS
 
     yield ("train", *asked, "--keep", keep)
     yield ("capture", *asked)
@@ -65,7 +66,10 @@ def _stages(loaded: Recipe, path: Path, asked: Sequence[str], keep: str, out: st
         yield ("jumps", str(path))
     store = open_store(path)
     kinds = {kind for kind, dims in _captured(store) if {Y, X} <= set(dims)}
-    if ACTIVATIONS in kinds and EXPERIMENT not in store.experiments:
+    attends = any(kind == ATTENTIONS for kind, _ in _captured(store))
+    if attends and ABLATION not in store.experiments:
+        yield ("ablate-heads", *asked)
+    if ACTIVATIONS in kinds and FIELDS not in store.experiments and not attends:
         yield ("receptive-fields", *asked)
     if GRADIENTS in kinds:
         yield ("cams", str(path))

@@ -38,7 +38,8 @@ def summarised(probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
     Time O(example * head * query * key * log(key)), memory of one more pattern.
     """
     n_queries, n_keys = probabilities.shape[-2:]
-    attends = probabilities.sum(-1) != 0
+    total = probabilities.sum(-1)
+    attends = total != 0
     apart = torch.arange(n_queries, device=probabilities.device)[:, None]
     apart = (apart - torch.arange(n_keys, device=probabilities.device)).abs().to(probabilities.dtype)
     many = math.nan if n_keys == 1 else 1.0
@@ -46,8 +47,8 @@ def summarised(probabilities: torch.Tensor) -> dict[str, torch.Tensor]:
     ranks = torch.arange(1, n_keys + 1, device=probabilities.device, dtype=probabilities.dtype)
     rows = {
         "attention_entropy": many * torch.special.entr(probabilities).sum(-1) / max(math.log(n_keys), 1e-30),
-        "attention_hoyer": many * (root - probabilities.sum(-1) / probabilities.norm(dim=-1)) / max(root - 1, 1e-30),
-        "attention_gini": 2 * (probabilities.sort(-1).values * ranks).sum(-1) / n_keys - (n_keys + 1) / n_keys,
+        "attention_hoyer": many * (root - total / probabilities.norm(dim=-1)) / max(root - 1, 1e-30),
+        "attention_gini": 2 * (probabilities.sort(-1).values @ ranks) / (n_keys * total) - (n_keys + 1) / n_keys,
         "attention_share": (probabilities > SHARE_ABOVE).to(probabilities.dtype).mean(-1),
         "attention_distance": (probabilities * apart).sum(-1),
     }

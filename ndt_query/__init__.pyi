@@ -1,14 +1,18 @@
 from . import plot
 from .activity import neuron_importance, unit_moments
+from .attention import attention_distance, attention_entropy, attention_sparsity, mean_pattern
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
 from .composition import compose
 from .filters import examples_above
 from .firing import dead_units, newly_active_units
+from .flow import attention_flow, attention_rollout, flow_metrics
 from .gallery import cam_gallery
 from .geometry import dimensionality
 from .graphml import write_graphml
 from .graphs import compose_pairs, composition_graph
 from .growth import fit_growth
+from .heads import cluster_evolution, cluster_heads
+from .importance import head_importance
 from .inference import (
     Interval,
     PermutationNull,
@@ -29,24 +33,34 @@ from .interventions import intervention_effects
 from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
 from .performance import performance
+from .probing import HeadRule, head_categories, probe_heads
 from .profile import unit_profile
 from .ranking import top_examples
 from .receptive import receptive_field
 from .report import report
 from .selectivity import class_means, selectivity_index
 from .smoothness import smoothness
+from .specialisation import attention_selectivity, head_specialisation
 from .study import cnn_study
 from .study_pages import study_page
 from .summary import summary
+from .transformer_study import transformer_study
 from .unit_types import TypeRule, type_shares, unit_types
 from .units import rank_units, unit_table
 from .waking import schedule_pairs, waking_units
 
 __all__ = [
+    "HeadRule",
     "Interval",
     "PermutationNull",
     "TypeRule",
     "agreement_over_seeds",
+    "attention_distance",
+    "attention_entropy",
+    "attention_flow",
+    "attention_rollout",
+    "attention_selectivity",
+    "attention_sparsity",
     "block_bootstrap",
     "block_length",
     "block_resamples",
@@ -57,6 +71,8 @@ __all__ = [
     "class_cams",
     "class_means",
     "clopper_pearson",
+    "cluster_evolution",
+    "cluster_heads",
     "cnn_study",
     "compose",
     "compose_pairs",
@@ -69,17 +85,23 @@ __all__ = [
     "examples_above",
     "fdr",
     "fit_growth",
+    "flow_metrics",
     "grad_cam",
+    "head_categories",
+    "head_importance",
+    "head_specialisation",
     "intervention_effects",
     "jackknife",
     "jump_schedule",
     "mean_ci",
+    "mean_pattern",
     "neuron_importance",
     "newly_active_units",
     "paired_permutation_test",
     "performance",
     "permutation_null",
     "plot",
+    "probe_heads",
     "rank_units",
     "receptive_field",
     "report",
@@ -89,6 +111,7 @@ __all__ = [
     "study_page",
     "summary",
     "top_examples",
+    "transformer_study",
     "type_shares",
     "unit_moments",
     "unit_profile",

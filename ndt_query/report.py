@@ -102,7 +102,7 @@ def report(
     findings = _findings(store, progress, memory)
     figures = _figures(store, findings, memory)
     training = trained(store)
-    found: dict[str, Any] = {"words": "", "figures": []}
+    found: dict[str, Any] = {"words": "", "section": "", "figures": []}
     if study:
         found = studied(
             store, Path(out_dir), findings.selectivity, n_permutations=N_PERMUTATIONS, progress=progress, memory=memory

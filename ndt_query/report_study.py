@@ -1,10 +1,10 @@
-"""The part of a report that is the study of its kind of network: so far, of a CNN."""
+"""The part of a report that is the study of its kind of network: of a transformer, or of a CNN."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,14 +12,14 @@ import xarray as xr
 from ndt_query.layers import Whole
 from ndt_query.performance import NEEDED
 from ndt_query.study import cnn_study
-from ndt_query.study_pages import study_files
-from ndt_store.dims import ACTIVATIONS, X, Y
+from ndt_query.study_pages import kind_of, study_files
+from ndt_query.transformer_study import transformer_study
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, X, Y
 from ndt_store.errors import InvalidInputError, MemoryBudgetError
 from ndt_store.reader import Store
 
 __all__ = ["studied"]
 
-FOLDER: Final = "cnn"
 Progress = Callable[[int, int], None]
 
 
@@ -32,13 +32,13 @@ def studied(
     progress: Progress | None = None,
     memory: int | str | None = None,
 ) -> dict[str, Any]:
-    """Study what a store holds of a CNN, and write figures and numbers to ``cnn/`` of a report's folder.
+    """Study what a store holds of a network, and write figures and numbers to a folder beside a report.
 
     Parameters
     ----------
     store : Store, DataTree or mapping of layers
-        Studied if it is a Store with two checkpoints or more, activations with positions y and x, labels of more than
-        one class and predictions.
+        Studied if it is a Store with two checkpoints or more, labels of more than one class and predictions: as a
+        transformer where it holds attention patterns, as a CNN where activations have positions y and x.
     out_dir : Path
         Folder of the report.
     selective : mapping of layer to Dataset
@@ -50,28 +50,40 @@ def studied(
     Returns
     -------
     dict
-        ``words``, what was studied or why it was not, "" where there is no CNN; and what `study_files` gives.
+        ``words``, what was studied or why it was not, "" where there is nothing to study; ``section``, its heading; and
+        what `study_files` gives.
     """
-    if not isinstance(store, Store) or not _is_cnn(store):
-        return {"words": "", "figures": []}
+    found: dict[str, Any] = {"words": "", "section": "The study of the network", "figures": []}
+    if not isinstance(store, Store) or not _can_be_studied(store):
+        return found
+    given: dict[str, Any] = {"progress": progress, "memory": memory}
     try:
-        study = cnn_study(store, selective=selective, n_permutations=n_permutations, progress=progress, memory=memory)
+        if _holds(store, ATTENTIONS, set()):
+            study = transformer_study(store, **given)
+        elif _holds(store, ACTIVATIONS, {Y, X}):
+            study = cnn_study(store, selective=selective, n_permutations=n_permutations, **given)
+        else:
+            return found
     except (InvalidInputError, MemoryBudgetError) as error:
-        return {"words": f"The study of the CNN is left out. {error}", "figures": []}
-    shown = study_files(study, out_dir / FOLDER)
+        return {**found, "words": f"It is left out. {error}"}
+    kind = kind_of(study)
+    shown = study_files(study, out_dir / kind.name)
     steps, accuracy = shown["steps"], shown["accuracy"]
     words = (
         f"From step {steps[0]}, where {accuracy[0]} of the examples are right, to step {steps[1]} with {accuracy[1]}. "
-        f"What a random network has at the first checkpoint is the measure of everything later. The figures as PDF and "
-        f"PNG, and all numbers as arrays, lie in the folder {FOLDER} beside this page."
+        "What a random network has at the first checkpoint is the measure of everything later. The figures as PDF and "
+        f"PNG, and all numbers as arrays, lie in the folder {kind.name} beside this page."
     )
-    return {"words": words, **shown}
+    return {"words": words, "section": kind.section, **shown}
 
 
-def _is_cnn(store: Store) -> bool:
+def _can_be_studied(store: Store) -> bool:
     if len(store.checkpoints) < 2 or not all(name in store.root for name in NEEDED):
         return False
-    if len(np.unique(store.root["label"].values)) < 2:
-        return False
-    layers = (store[name] for name in store.layers if ACTIVATIONS in store[name])
-    return any({Y, X} <= set(one[ACTIVATIONS].dims) for one in layers)
+    return len(np.unique(store.root["label"].values)) > 1
+
+
+def _holds(store: Store, kind: str, dims: set[str]) -> bool:
+    """Whether some layer has an array of a kind with these dimensions among others."""
+    layers = (store[name] for name in store.layers)
+    return any(kind in one and dims <= set(one[kind].dims) for one in layers)

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from ndt_query.emerging import half_risen
 from ndt_query.gallery import spread_pairs
 from ndt_query.graphs import compose_pairs
 from ndt_query.inference import clopper_pearson
@@ -57,8 +57,8 @@ def cnn_study(
         Moments; by default the first checkpoint and five more that span training. The first is what the others are
         compared with: let it be that of the untrained network.
     pairs : sequence of (before, after) or mapping of role to such, optional
-        Of `waking_units`; by default from moment to moment where `checkpoints` are given, else those of `moments_of`:
-        about jumps and controls where the store holds some.
+        Of `waking_units`; by default from moment to moment, and where no `checkpoints` are given also about the jumps
+        and controls of the tracked training, as far as the store holds them.
     selective : mapping of layer to Dataset, optional
         From `selectivity_index`, at the moments or more, where it was asked for already.
     n_permutations, seed : int
@@ -99,7 +99,10 @@ def cnn_study(
     steps = sorted(set(checkpoints)) if checkpoints is not None else [ends[0][0], *(after for _, after in ends)]
     moments = pairs
     if moments is None:
-        moments = moments_of(store)[0] if checkpoints is None else list(pairwise(steps))
+        moments = spanning = list(pairwise(steps))
+        about, _ = moments_of(store)
+        if checkpoints is None and isinstance(about, Mapping):
+            moments = {**about, "": spanning}
     acts = {layer: store[layer][ACTIVATIONS].sel({CHECKPOINT: steps}) for layer in chosen}
     has_images = images_of(store, store.examples[:1]) is not None
     conv = [layer for layer in chosen if has_images and {Y, X} <= set(acts[layer].dims)]
@@ -186,7 +189,7 @@ def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, 
     n = np.array([one.sizes[UNIT] for one in selective.values()])
     steps = next(iter(selective.values()))[CHECKPOINT].values
     share, (low, high) = counts / n, clopper_pearson(counts, np.broadcast_to(n, counts.shape))
-    half, before = _half(steps, share, low, high)
+    half, before = half_risen(steps, share, low, high)
     over = (CHECKPOINT, LAYER)
     return xr.Dataset(
         {
@@ -200,21 +203,6 @@ def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, 
         {CHECKPOINT: steps, LAYER: list(selective)},
         {"what": "when units came to tell a class", "least_auroc": least_auroc, "max_q": max_q},
     )
-
-
-def _half(
-    steps: NDArray[Any], share: NDArray[Any], low: NDArray[Any], high: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    n = share.shape[1]
-    half, before = np.full(n, np.nan), np.full(n, np.nan)
-    for layer in range(n):
-        top = int(share[:, layer].argmax())
-        if low[top, layer] <= high[0, layer]:
-            continue
-        middle = (share[0, layer] + share[top, layer]) / 2
-        at = int((share[:, layer] >= middle).argmax())
-        half[layer], before[layer] = steps[at], steps[at - 1]
-    return half, before
 
 
 def _layers(store: Store, layers: Sequence[str] | None) -> list[str]:

@@ -1,8 +1,11 @@
 from .activations import dead_units, top_examples
+from .attention import attention_measures, attention_patterns, head_specialisation
 from .cams import cams, class_cams
 from .composition import composed_share, composition
 from .curves import growth, smoothness
+from .flow import attention_flow, bottlenecks
 from .graphs import composition_graph
+from .heads import head_clusters, head_importance
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
 from .receptive import receptive_fields
@@ -12,6 +15,10 @@ from .units import unit_profile, unit_types
 from .waking import waking_units, woken_examples
 
 __all__ = [
+    "attention_flow",
+    "attention_measures",
+    "attention_patterns",
+    "bottlenecks",
     "cams",
     "class_cams",
     "composed_share",
@@ -20,6 +27,9 @@ __all__ = [
     "dead_units",
     "dimensionality",
     "growth",
+    "head_clusters",
+    "head_importance",
+    "head_specialisation",
     "interventions",
     "jump_nulls",
     "performance",

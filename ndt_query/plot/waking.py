@@ -20,7 +20,7 @@ __all__ = ["waking_units", "woken_examples"]
 
 DODGE: Final = 0.7
 MOST_CURVES: Final = 200
-MARKERS: Final = {"jump": "o", "control": "s", "": "o"}
+MARKERS: Final = {"jump": "D", "control": "s", "": "o"}
 
 
 @styled
@@ -36,9 +36,9 @@ def waking_units(result: xr.Dataset) -> Figure:
     -------
     Figure
         Double column. Left: for each moment and layer the units that woke up, as a share of those that were dead, with
-        95% Clopper-Pearson limits; circles are jumps, squares controls. Right: the mean activation of each woken unit
-        for each class, divided by its largest and in falling order, with their median; orange where the unit answers to
-        a class at a false discovery rate of 5%.
+        95% Clopper-Pearson limits; diamonds are jumps, squares controls, circles other moments. Right: the mean
+        activation of each woken unit for each class, divided by its largest and in falling order, with their median;
+        orange where the unit answers to a class at a false discovery rate of 5%.
 
     Raises
     ------

@@ -238,8 +238,8 @@ def test_built_in_recipes__tap_modules_that_are_there(name: str) -> None:
     model = build_model(recipe.model.name, input_shape=(1, 28, 28), n_classes=10, **recipe.model.options)
     modules = [path for path, _ in model.named_modules()]
     for pattern in recipe.capture.layers:
-        depth = pattern.count(".")
-        assert [m for m in modules if fnmatch.fnmatchcase(m, pattern) and m.count(".") == depth]
+        stem = pattern.removesuffix("@heads")
+        assert [m for m in modules if fnmatch.fnmatchcase(m, stem) and m.count(".") == stem.count(".")]
     assert recipe.training.checkpoints[0] == 0
     assert recipe.training.checkpoints[-1] == recipe.training.steps
 
@@ -316,9 +316,14 @@ def captured_nbytes(recipe: Recipe) -> int:
         if isinstance(module, nn.MultiheadAttention):
             counts["attentions"] += module.num_heads * out.shape[1] ** 2
 
+    def count_heads(_module: nn.Module, _inputs: object, output: Any) -> None:
+        counts["activations"] += output[0].numel()  # each head has its share of the width
+
     for path, module in model.named_modules():
-        if any(fnmatch.fnmatchcase(path, p) and path.count(".") == p.count(".") for p in recipe.capture.layers):
-            module.register_forward_hook(count)
+        for pattern in recipe.capture.layers:
+            stem = pattern.removesuffix("@heads")
+            if fnmatch.fnmatchcase(path, stem) and path.count(".") == stem.count("."):
+                module.register_forward_hook(count if stem == pattern else count_heads)
     model(torch.zeros(1, 1, 28, 28))
     values = sum(counts[kind] for kind in recipe.capture.kinds)
     assert recipe.probe.n_examples is not None

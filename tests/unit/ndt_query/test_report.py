@@ -273,7 +273,7 @@ def test_report__says_why_a_study_is_left_out(simulated, tmp_path, monkeypatch):
 
     monkeypatch.setattr("ndt_query.report_study.cnn_study", refuse)
     text = nq.report(simulated.store, tmp_path / "out").read_text()
-    assert "The study of the CNN is left out. It needs 9 GB, and 1 GB is allowed." in text
+    assert "It is left out. It needs 9 GB, and 1 GB is allowed." in text
 
 
 def test_report__of_a_mapping_of_layers_does_without_a_root(tmp_path, rng):
