@@ -51,6 +51,9 @@ def per_attention(question: Callable[Concatenate[OneLayer, P], xr.Dataset]) -> P
             return question(data, *args, **kwargs)
         answers = {layer: question(one, *args, **kwargs) for layer, one in attention_layers(data)}
         parts = [one.drop_vars([name for name in one.coords if name not in one.dims]) for one in answers.values()]
+        # Padding goes by labels.
+        parts = [one.assign_coords({dim: np.arange(one.sizes[dim]) for dim in one.dims if dim not in one.indexes})
+                 for one in parts]  # fmt: skip
         names = xr.Variable(LAYER, list(answers))
         stacked = xr.concat(parts, names, data_vars="all", coords="minimal", compat="override", join="outer",
                             combine_attrs="override")  # fmt: skip

@@ -8,7 +8,7 @@ import rich_click as click
 
 from ndt_store.cliparts import emit, format_option, require_picture, store_argument, tell
 from ndt_store.dims import CHECKPOINT, HEAD, LAYER
-from ndt_store.errors import NotFoundError
+from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store, open_store
 
 __all__ = ["heads"]
@@ -93,7 +93,11 @@ def _probes(store: Store, checkpoint: int | None, rows: dict[tuple[str, int], di
     step = int(store.checkpoints[-1]) if checkpoint is None else checkpoint
     require_steps(store[names[0]].activations, [step])
     at = {name.removesuffix(HEADS): store[name].activations.sel({CHECKPOINT: [step]}) for name in names}
-    found = probe_heads(at)
+    try:
+        found = probe_heads(at)
+    except InvalidInputError as error:
+        tell(f"Probes are left out. {error}")
+        return
     found["category"] = head_categories(found)["category"]
     for layer in found[LAYER].values:
         for place in range(found.sizes[HEAD]):

@@ -20,6 +20,7 @@ from ndt_query.plot.style import (
     plain,
     step_axis,
     styled,
+    tail,
 )
 from ndt_store.dims import CHECKPOINT, HEAD, LAYER
 from ndt_store.errors import DimensionError, NotFoundError
@@ -148,7 +149,7 @@ def attention_measures(result: xr.Dataset, *, measures: Sequence[str] | None = N
                     one[name],
                     color=colours[layer],
                     linewidth=0.9,
-                    label=plain(layer, 26) if place == 0 else None,
+                    label=tail(layer, 26) if place == 0 else None,
                 )
         axes.set_ylabel(NAMES[name])
         step_axis(axes, steps, width / columns - 0.8)
@@ -194,7 +195,7 @@ def head_specialisation(result: xr.Dataset, *, categories: xr.Dataset | None = N
         one = result.sel({LAYER: layer}) if LAYER in result.dims else result
         low, high = one["specialisation_low"], one["specialisation_high"]
         axes.fill_between(steps, low, high, color=colours[layer], alpha=0.15, linewidth=0)
-        axes.plot(steps, one["specialisation"], marker="o", color=colours[layer], label=plain(layer, 26) or None)
+        axes.plot(steps, one["specialisation"], marker="o", color=colours[layer], label=tail(layer, 26) or None)
         axes.plot(steps, one["null_95"], color=colours[layer], linewidth=0.8, linestyle=(0, (3, 2)))
         if below is not None and np.isfinite(one["half"]):
             below.plot(
@@ -209,7 +210,7 @@ def head_specialisation(result: xr.Dataset, *, categories: xr.Dataset | None = N
     axes.set_title("dashed: 95% of exchangeable heads stay below", fontsize=6.5, color=GREY)
     if below is not None:
         axes.tick_params(labelbottom=False)
-        below.set_yticks(range(len(layers)), [plain(one, 20) for one in layers], fontsize=5.5)
+        below.set_yticks(range(len(layers)), [tail(one, 20) for one in layers], fontsize=5.5)
         below.set_ylim(len(layers) - 0.4, -0.6)
         below.set_ylabel("half risen", fontsize=6.5)
     step_axis(below if below is not None else axes, steps, 2.6)

@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ndt_query.plot.style import DOUBLE_COLUMN, OKABE_ITO, plain, step_axis, styled
+from ndt_query.plot.style import DOUBLE_COLUMN, OKABE_ITO, step_axis, styled, tail
 from ndt_store.dims import CHECKPOINT, HEAD, KEY, LAYER, QUERY
 from ndt_store.errors import DimensionError
 
@@ -72,7 +72,7 @@ def attention_flow(patterns: xr.Dataset, metrics: xr.Dataset, *, checkpoint: int
         colours = [OKABE_ITO[1] if level < depth and stuck[level, token] else "#333333" for token in range(n)]
         left.scatter(range(n), [level] * n, s=6 + 500 / n * share * n / 4, color=colours, zorder=3)
     left.set_yticks(
-        range(depth + 1), [f"before {plain(str(one), 22)}" for one in flow[LAYER].values] + ["output"], fontsize=6
+        range(depth + 1), [f"before {tail(str(one), 22)}" for one in flow[LAYER].values] + ["output"], fontsize=6
     )
     left.set_xlabel("token")
     left.set_xlim(-0.8, n - 0.2)
@@ -146,6 +146,6 @@ def bottlenecks(
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(visible=False)
-        axes.set_title(f"before {plain(str(at[LAYER].values[level]), 20)}", fontsize=6.5)
+        axes.set_title(f"before {tail(str(at[LAYER].values[level]), 20)}", fontsize=6.5)
     figure.colorbar(tint, ax=list(panels), shrink=0.8, label="share over even share")
     return figure

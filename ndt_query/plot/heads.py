@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import dendrogram
 
-from ndt_query.plot.style import DOUBLE_COLUMN, OKABE_ITO, layer_colours, plain, step_axis, styled
+from ndt_query.plot.style import DOUBLE_COLUMN, OKABE_ITO, layer_colours, step_axis, styled, tail
 from ndt_store.dims import CHECKPOINT, HEAD, LAYER, STEP
 from ndt_store.errors import DimensionError
 
@@ -75,7 +75,7 @@ def head_clusters(result: xr.Dataset) -> Figure:
         axes.grid(visible=False, axis="x")
         axes.tick_params(axis="x", rotation=90 if len(leaves) > MOST_HEADS // 2 else 0)
     panels[0].set_ylabel("Ward distance")
-    names = "; ".join(f"{n}: {plain(layer, 30)}" for layer, n in numbers.items())
+    names = "; ".join(f"{n}: {tail(layer, 30)}" for layer, n in numbers.items())
     figure.supxlabel(f"layer.head, coloured by cluster ({names})", fontsize=6.5, color=GREY)
     return figure
 
@@ -110,7 +110,8 @@ def head_importance(result: xr.Dataset, *, method: str = "zero", step: int | Non
     at = int(steps[-1]) if step is None else step
     if method not in result["ablation"].values or at not in steps:
         raise DimensionError(
-            f"The result has no method {method!r} at step {at}: it has {list(result['method'].values)}."
+            f"The result has no method {method!r} at step {at}: it has "
+            f"{', '.join(str(one) for one in result['ablation'].values)}."
         )
     layers = [str(one) for one in result[LAYER].values]
     colours = layer_colours(layers)
@@ -142,7 +143,7 @@ def head_importance(result: xr.Dataset, *, method: str = "zero", step: int | Non
                 series["margin_drop"],
                 color=colours[layer],
                 linewidth=0.9,
-                label=plain(layer, 26) if head == one[HEAD].values[0] else None,
+                label=tail(layer, 26) if head == one[HEAD].values[0] else None,
             )
             right.plot(float(cell["gradient_importance"]), float(cell["margin_drop"]), "o", color=colours[layer])
             ticks.append(f"{layers.index(layer)}.{head}")

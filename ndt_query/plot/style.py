@@ -32,6 +32,7 @@ __all__ = [
     "results_by_layer",
     "save",
     "styled",
+    "tail",
 ]
 
 Result: TypeAlias = xr.Dataset | xr.DataTree | Mapping[str, xr.Dataset]
@@ -155,6 +156,11 @@ def plain(text: str, longest: int = 60) -> str:
     shown = text if len(text) <= longest else text[: longest - 1] + "\u2026"
     # matplotlib leaves labels with a leading underscore out of legends.
     return ("\u200a" if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
+def tail(text: str, longest: int) -> str:
+    """Make the name of a layer safe to draw as `plain` does; of a long one the end is kept, which tells it apart."""
+    return plain(text if len(text) <= longest else "\u2026" + text[1 - longest :], longest)
 
 
 def percent_axis(axes: Axes) -> None:
