@@ -41,6 +41,7 @@ def store(tmp_path_factory):
     for layer in LAYERS:
         taps.append(Tap(layer, "attentions", ("example", "head", "query", "key"), (HEADS, TOKENS, TOKENS)))
         taps.append(Tap(f"{layer}@heads", "activations", ("example", "token", "head", "unit"), (TOKENS, HEADS, UNITS)))
+    taps.append(Tap("classifier", "activations", ("example", "unit"), (5,)))
     probe = ProbeSet(rng.random((N, 6, 6)).astype(np.float32), LABELS)
     schema, static = plan_store(STEPS, probe, taps, n_classes=3)
     values = planted(rng)
@@ -139,9 +140,15 @@ def test_figures__fit_journal_columns_and_show_what_they_say(study):
     assert "silhouette" in figures["clusters"].axes[0].get_title(loc="left")
 
 
-def test_report__of_a_transformer_has_its_study(store, tmp_path):
-    text = nq.report({"enc.0": store["enc.0@heads"].activations.isel(head=0)}, tmp_path / "plain").read_text()
-    assert "What the heads of the transformer do" not in text
+def test_report__of_a_transformer_has_its_study(store, study, tmp_path):
+    text = nq.report(store, tmp_path / "with").read_text()
+    assert "What the heads of the transformer do" in text
+    assert "<td>classifier</td>" in text
+    assert "@heads" not in text  # no layer of units
+    assert (tmp_path / "with" / "transformer" / "patterns.pdf").exists()
+    kept = xr.open_datatree(tmp_path / "with" / "transformer" / "study.zarr", engine="zarr", consolidated=False)
+    np.testing.assert_allclose(kept["measures"]["entropy"], study["measures"]["entropy"])
+    assert "What the heads of the transformer do" not in nq.report(store, tmp_path / "without", study=False).read_text()
 
 
 def test_study__leaves_out_what_cannot_be_asked(tmp_path):
