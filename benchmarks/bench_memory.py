@@ -38,13 +38,16 @@ import dask
 dask.config.set(num_workers=2)
 import ndt_query as nq
 from ndt_store import open_store
+exec(sys.argv[4])
 start = time.perf_counter()
-acts = open_store(sys.argv[1])[sys.argv[2]].activations
-eval(sys.argv[3]).compute()
+eval(sys.argv[3])
 seconds = time.perf_counter() - start
 line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"nbytes": int(line.split()[1]) * 1024, "seconds": seconds}))
 """
+
+
+PREPARE: Final = "acts = open_store(sys.argv[1])[sys.argv[2]].activations"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def run(folder: Path, cube: Cube | None = None) -> list[Row]:
     write_cube(path, cube)
     rows = []
     for name, question in QUESTIONS.items():
-        found = peak(path, question)
+        found = peak(path, f"{question}.compute()")
         what = f"peak memory of {name}"
         row = sized(what, "the bar", found.nbytes, BAR_MB * 1_000_000, bar=Bar(BAR_MB, "ours", f"at most {BAR_MB} MB"))
         note = f"{name}: {found.seconds:.0f} s for {cube.nbytes / 1e9:.1f} GB, {cube.n_checkpoints} checkpoints"
@@ -88,9 +91,9 @@ def run(folder: Path, cube: Cube | None = None) -> list[Row]:
     return rows
 
 
-def peak(path: Path, question: str, layer: str = LAYER) -> Peak:
-    """Ask a question of one layer, bound to ``acts``, in a fresh process."""
-    command: Sequence[str] = [sys.executable, "-c", PROGRAM, str(path), layer, question]
+def peak(path: Path, question: str, layer: str = LAYER, prepare: str = PREPARE) -> Peak:
+    """Evaluate a question in a fresh process that has run `prepare`: by default it binds activations to ``acts``."""
+    command: Sequence[str] = [sys.executable, "-c", PROGRAM, str(path), layer, question, prepare]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{question} failed: {done.stderr[-2000:]}")

@@ -107,9 +107,7 @@ def test_study__finds_what_was_planted(study):
     flow = study["flow"].to_dataset()["bottleneck"]
     assert not flow.sel(checkpoint=0).any()
     category = study["categories"].to_dataset()["category"].sel(checkpoint=40, layer="enc.0")
-    assert (
-        category.values.tolist() == ["uniform" if one != 1 else "class" for one in range(HEADS)] or "class" in category
-    )
+    assert (category.values == "class").tolist() == [False, True, False, False]
     worth = study["importance"].to_dataset().sel(step=40, ablation="zero")
     assert float(worth["class_accuracy_drop"].sel({"layer": "enc.1", "head": 2, "class": 1})) == 1
 
