@@ -7,8 +7,6 @@ numbers that its report left beside its page, ``cnn/study.zarr``. With ``--quick
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +18,10 @@ import numpy as np
 import xarray as xr
 
 import ndt_query as nq
-from benchmarks.__main__ import machine
-from benchmarks.quote import put_between
+from benchmarks.seeds import Run, ends, keep, ran, table
 from ndt_store import open_store
 
-__all__ = ["BEGIN", "END", "Run", "main", "ran", "tables"]
+__all__ = ["BEGIN", "END", "CnnRun", "main", "tables"]
 
 RECIPE: Final = "cnn_deep"
 QUICK_RECIPE: Final = "demo"
@@ -38,25 +35,21 @@ ENDS: Final = (0, -1)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one seed left: the report's numbers, and the receptive fields of its layers."""
+class CnnRun(Run):
+    """What one seed left, with the receptive fields of its layers."""
 
-    seed: int
-    study: xr.DataTree
     fields: dict[str, xr.Dataset]
-    report: Path
 
 
-def ran(recipe: str, seed: int, folder: Path) -> Run:
-    """Run the recipe as its user would, and open what its report left."""
-    store, report = folder / f"{recipe}-seed{seed}.zarr", folder / f"{recipe}-seed{seed}-report"
-    weights = store.with_name(f"{store.stem}-checkpoints")
-    command = [sys.executable, "-m", "ndt_store", "run", recipe, "--seed", str(seed)]
-    command += ["--store", str(store), "--checkpoints", str(weights), "--out", str(report)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    study = xr.open_datatree(report / "cnn" / "study.zarr", engine="zarr", consolidated=False).load()
-    opened = open_store(store)
-    return Run(seed, study, {layer: nq.receptive_field(opened, layer) for layer in _ordered(study, "types")}, report)
+Rows = Iterator[tuple[Sequence[str], Callable[[CnnRun], str]]]
+
+
+def cnn_ran(recipe: str, seed: int, folder: Path) -> CnnRun:
+    """Run the recipe, and open what its report and its store hold."""
+    run = ran(recipe, "cnn", seed, folder)
+    opened = open_store(run.store)
+    fields = {layer: nq.receptive_field(opened, layer) for layer in _ordered(run.study, "types")}
+    return CnnRun(run.seed, run.study, run.store, run.report, fields)
 
 
 def _ordered(study: xr.DataTree, part: str) -> list[str]:
@@ -65,49 +58,27 @@ def _ordered(study: xr.DataTree, part: str) -> list[str]:
     return sorted(study[part].children, key=lambda name: depth[name.partition("--")[0]])
 
 
-def tables(runs: Sequence[Run]) -> str:
+def tables(runs: Sequence[CnnRun]) -> str:
     """Return the tables as Markdown, a column for each seed."""
     steps = [runs[0].study["emergence"]["checkpoint"].values[end] for end in ENDS]
-    heads = "".join(f" seed {run.seed} |" for run in runs)
-    rule = "---|" * len(runs)
     said = f"step {steps[0]} to {steps[1]}"
-
-    def part(title: str, labels: Sequence[str], rows: Iterator[tuple[Sequence[str], Callable[[Run], str]]]) -> str:
-        lines = [f"**{title}**", "", f"| {' | '.join(labels)} |{heads}", "|" + "---|" * len(labels) + rule]
-        lines += [f"| {' | '.join(keys)} | {' | '.join(cell(run) for run in runs)} |" for keys, cell in rows]
-        return "\n".join(lines)
-
-    return "\n\n".join(
-        [
-            part(
-                f"Accuracy on the probe set, {said}",
-                [
-                    "",
-                ],
-                iter([([""], _accuracy)]),
-            ),
-            part(f"Units that tell a class (AUROC of 0.9 or more, q < 5%), {said}", ["layer"], _emergence(runs)),
-            part("Half of that rise happened between steps", ["layer"], _halves(runs)),
-            part(f"Kinds of units by the stated rule, {said}", ["layer", "kind"], _kinds(runs)),
-            part("Dead units that wake up, of those dead before", ["layer", "between steps"], _waking(runs)),
-            part(f"Units composed of earlier ones (held-out R2 > 0.7), {said}", ["layers"], _composed(runs)),
-            part(f"Width of what units use, of the theoretical field, pixels, {said}", ["layer"], _widths(runs)),
-        ]
-    )
+    accuracy: Rows = iter([([""], ends)])
+    parts: list[tuple[str, list[str], Rows]] = [
+        (f"Accuracy on the probe set, {said}", [""], accuracy),
+        (f"Units that tell a class (AUROC of 0.9 or more, q < 5%), {said}", ["layer"], _emergence(runs)),
+        ("Half of that rise happened between steps", ["layer"], _halves(runs)),
+        (f"Kinds of units by the stated rule, {said}", ["layer", "kind"], _kinds(runs)),
+        ("Dead units that wake up, of those dead before", ["layer", "between steps"], _waking(runs)),
+        (f"Units composed of earlier ones (held-out R2 > 0.7), {said}", ["layers"], _composed(runs)),
+        (f"Width of what units use, of the theoretical field, pixels, {said}", ["layer"], _widths(runs)),
+    ]
+    return "\n\n".join(table(*part, runs) for part in parts)
 
 
-def _accuracy(run: Run) -> str:
-    found = run.study["performance"]["accuracy"].values
-    return f"{found[0]:.1%} to {found[-1]:.1%}"
-
-
-Rows = Iterator[tuple[Sequence[str], Callable[[Run], str]]]
-
-
-def _emergence(runs: Sequence[Run]) -> Rows:
+def _emergence(runs: Sequence[CnnRun]) -> Rows:
     for layer in runs[0].study["emergence"]["layer"].values:
 
-        def cell(run: Run, layer: str = layer) -> str:
+        def cell(run: CnnRun, layer: str = layer) -> str:
             one = run.study["emergence"].to_dataset().sel(layer=layer)
             return " to ".join(
                 f"{one['share'][end]:.0%} ({one['share_low'][end]:.0%}, {one['share_high'][end]:.0%})" for end in ENDS
@@ -116,21 +87,21 @@ def _emergence(runs: Sequence[Run]) -> Rows:
         yield [str(layer)], cell
 
 
-def _halves(runs: Sequence[Run]) -> Rows:
+def _halves(runs: Sequence[CnnRun]) -> Rows:
     for layer in runs[0].study["emergence"]["layer"].values:
 
-        def cell(run: Run, layer: str = layer) -> str:
+        def cell(run: CnnRun, layer: str = layer) -> str:
             one = run.study["emergence"].to_dataset().sel(layer=layer)
             return "no rise beyond doubt" if one["half"].isnull() else f"{one['half_after']:.0f} and {one['half']:.0f}"
 
         yield [str(layer)], cell
 
 
-def _kinds(runs: Sequence[Run]) -> Rows:
+def _kinds(runs: Sequence[CnnRun]) -> Rows:
     for layer in _ordered(runs[0].study, "types"):
         for kind in runs[0].study["types"][layer]["type"].values:
 
-            def cell(run: Run, layer: str = layer, kind: str = kind) -> str:
+            def cell(run: CnnRun, layer: str = layer, kind: str = kind) -> str:
                 share = run.study["types"][layer]["share"].sel(type=kind).values
                 return f"{share[0]:.0%} to {share[-1]:.0%}"
 
@@ -138,7 +109,7 @@ def _kinds(runs: Sequence[Run]) -> Rows:
                 yield [layer, str(kind)], cell
 
 
-def _waking(runs: Sequence[Run]) -> Rows:
+def _waking(runs: Sequence[CnnRun]) -> Rows:
     # About jumps, where there are some, seeds have moments of their own; those that span training are the same.
     moments = {
         (int(before), int(after))
@@ -148,7 +119,7 @@ def _waking(runs: Sequence[Run]) -> Rows:
     for layer in runs[0].study["waking"]["layer"].values:
         for before, after in sorted(moments):
 
-            def cell(run: Run, layer: str = layer, pair: tuple[int, int] = (before, after)) -> str:
+            def cell(run: CnnRun, layer: str = layer, pair: tuple[int, int] = (before, after)) -> str:
                 found = run.study["waking"].to_dataset().sel(layer=layer)
                 at = np.flatnonzero((found["before"].values == pair[0]) & (found["after"].values == pair[1]))
                 return f"{int(found['woken'][at[0]])} of {int(found['dead_before'][at[0]])}" if len(at) else ""
@@ -157,10 +128,10 @@ def _waking(runs: Sequence[Run]) -> Rows:
                 yield [str(layer), f"{before} and {after}"], cell
 
 
-def _composed(runs: Sequence[Run]) -> Rows:
+def _composed(runs: Sequence[CnnRun]) -> Rows:
     for name in _ordered(runs[0].study, "composition"):
 
-        def cell(run: Run, name: str = name) -> str:
+        def cell(run: CnnRun, name: str = name) -> str:
             one = run.study["composition"][name]
             made, varying = (part.sum("unit").values for part in (one["composed"], one["r2"].notnull()))
             return " to ".join(f"{made[end]} of {varying[end]}" for end in ENDS)
@@ -168,10 +139,10 @@ def _composed(runs: Sequence[Run]) -> Rows:
         yield [" to ".join(name.split("--"))], cell
 
 
-def _widths(runs: Sequence[Run]) -> Rows:
+def _widths(runs: Sequence[CnnRun]) -> Rows:
     for layer in runs[0].fields:
 
-        def cell(run: Run, layer: str = layer) -> str:
+        def cell(run: CnnRun, layer: str = layer) -> str:
             one = run.fields[layer]
             width = one["layer_width"].mean("axis").values
             return f"{width[0]:.1f} to {width[-1]:.1f} of {float(one['size'].mean()):.0f}"
@@ -188,14 +159,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         recipe, folder = (QUICK_RECIPE, Path(temporary)) if given.quick else (RECIPE, given.folder)
-        runs = [ran(recipe, seed, folder) for seed in given.seeds]
+        runs = [cnn_ran(recipe, seed, folder) for seed in given.seeds]
         text = tables(runs)
         print(text)
         if not given.quick:
-            where = "{cpu}, {cores} cores, {day}".format(**machine())
-            put_between(PAGE, BEGIN, END, "\n".join([BEGIN, "", text, "", f"Made on {where}.", "", END]))
-            for name in PICTURED:
-                shutil.copy(runs[0].report / "cnn" / f"{name}.png", PICTURES / f"{RECIPE}-{name}.png")
+            drawn = runs[0].report / "cnn"
+            pictures = {drawn / f"{name}.png": PICTURES / f"{RECIPE}-{name}.png" for name in PICTURED}
+            keep(PAGE, (BEGIN, END), text, pictures)
     return 0
 
 

@@ -33,6 +33,7 @@ from .interventions import intervention_effects
 from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
 from .performance import performance
+from .prediction import predict_specialisation
 from .probing import HeadRule, head_categories, probe_heads
 from .profile import unit_profile
 from .ranking import top_examples
@@ -101,6 +102,7 @@ __all__ = [
     "performance",
     "permutation_null",
     "plot",
+    "predict_specialisation",
     "probe_heads",
     "rank_units",
     "receptive_field",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from scipy import stats
@@ -236,11 +237,20 @@ def _from_patterns(
         patterns = patterns.chunk({HEAD: -1, QUERY: -1, KEY: -1})
     if apart is None:
         apart = distances(patterns.sizes[QUERY], patterns.sizes[KEY])
-    values = xr.apply_ufunc(
-        row_statistics, patterns, input_core_dims=[[HEAD, QUERY, KEY]], output_core_dims=[[HEAD, "statistic"]],
-        kwargs={"apart": apart, "threshold": threshold}, dask="parallelized", output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"statistic": len(STATISTICS)}}, keep_attrs=True,
-    )  # fmt: skip
+    dims = (*(dim for dim in patterns.dims if dim not in (QUERY, KEY)), "statistic")
+    options: dict[str, Any] = {"apart": apart, "threshold": threshold}
+    if patterns.chunks is None:
+        data = row_statistics(np.asarray(patterns.data), **options)
+    else:
+        # Named by what it is, so that questions which are computed together share it.
+        axis = patterns.ndim - 2
+        cut = (*patterns.chunks[:axis], (len(STATISTICS),))
+        data = da.map_blocks(
+            row_statistics, patterns.data, **options, drop_axis=[axis, axis + 1], new_axis=axis, chunks=cut,
+            dtype=np.float64, meta=np.empty((0,) * len(dims)),
+        )  # fmt: skip
+    kept = {name: one for name, one in patterns.coords.items() if not {QUERY, KEY} & set(one.dims)}
+    values = xr.DataArray(data, kept, dims, attrs=patterns.attrs)
     chosen = {name: values.isel(statistic=STATISTICS.index(name)) for name in names}
     return _with_intervals(chosen, patterns, what, confidence, threshold)
 

@@ -8,6 +8,7 @@ from .graphs import composition_graph
 from .heads import head_clusters, head_importance
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
+from .prediction import predicted_specialisation
 from .receptive import receptive_fields
 from .style import save
 from .trajectories import jump_nulls, trajectories
@@ -33,6 +34,7 @@ __all__ = [
     "interventions",
     "jump_nulls",
     "performance",
+    "predicted_specialisation",
     "receptive_fields",
     "save",
     "selectivity",

@@ -88,7 +88,7 @@ class _Page(HTMLParser):
 
 def test_the_report_is_one_page_that_needs_nothing_else(demo):
     folder = demo.folder / "runs" / "demo-report"
-    assert [path.name for path in folder.iterdir()] == ["index.html"]
+    assert sorted(path.name for path in folder.iterdir()) == ["cnn", "index.html"]  # figures for a paper, and numbers
     page = _Page()
     page.feed((folder / "index.html").read_text())
     assert page.figures >= 4
@@ -96,8 +96,8 @@ def test_the_report_is_one_page_that_needs_nothing_else(demo):
     assert not [link for link in page.links if not link.startswith(("data:", "#"))]
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+def _blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def test_the_python_session_of_the_readme_runs_and_prints_what_it_says(demo, monkeypatch, capsys):
@@ -107,6 +107,17 @@ def test_the_python_session_of_the_readme_runs_and_prints_what_it_says(demo, mon
         exec(compile(block, "README.md", "exec"), {})
         printed = capsys.readouterr().out.splitlines()
         assert [_shape(line) for line in printed] == [_shape(line) for line in shown]
+
+
+@pytest.mark.parametrize("name", ["cams", "composition", "heads"])
+def test_the_python_of_a_page_that_needs_no_more_than_the_demo_runs(demo, monkeypatch, capsys, name):
+    page = README.parent / "docs" / "how-to" / f"{name}.md"
+    monkeypatch.chdir(demo.folder)
+    for block in _blocks("python", page):
+        shown = [line.partition("# ")[2] for line in block.splitlines() if line.startswith("print(") and "# " in line]
+        exec(compile(block, page.name, "exec"), {})
+        printed = capsys.readouterr().out.splitlines()
+        assert not shown or [_shape(line) for line in printed] == [_shape(line) for line in shown]
 
 
 def test_the_commands_of_the_readme_run_and_print_what_it_says(demo):

@@ -17,7 +17,7 @@ LAYERS = {"relu1": (8, 4, 4), "relu2": (6, 4, 4), "relu3": (5, 2, 2)}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> cnn_cascade.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> cnn_cascade.CnnRun:
     rng = np.random.default_rng(4)
     early = np.maximum(rng.standard_normal((3, N, 8, 4, 4)), 0)
     early[2][np.arange(N) % 3 == 1, :6] += 6
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> cnn_cascade.Run:
     field = xr.Dataset(
         {"layer_width": (("step", "axis"), [[2.0, 4.0], [1.0, 2.0]]), "size": ("axis", [5, 5])}, {"step": [0, 40]}
     )
-    return cnn_cascade.Run(3, nq.cnn_study(store), dict.fromkeys(LAYERS, field), Path())
+    return cnn_cascade.CnnRun(3, nq.cnn_study(store), Path(), Path(), dict.fromkeys(LAYERS, field))
 
 
 def rows(text: str, title: str) -> list[list[str]]:
@@ -41,7 +41,7 @@ def rows(text: str, title: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.strip().splitlines()[2:]]
 
 
-def test_tables__say_what_the_study_found(run: cnn_cascade.Run) -> None:
+def test_tables__say_what_the_study_found(run: cnn_cascade.CnnRun) -> None:
     text = cnn_cascade.tables([run, run])
     assert ["relu1", "0% (0%, 37%) to 75% (35%, 97%)", "0% (0%, 37%) to 75% (35%, 97%)"] in rows(
         text, "Units that tell"
@@ -59,7 +59,7 @@ def test_tables__say_what_the_study_found(run: cnn_cascade.Run) -> None:
     np.testing.assert_allclose(shares.sum(axis=0), 100, atol=2)
 
 
-def test_tables__have_a_column_for_each_seed(run: cnn_cascade.Run) -> None:
-    text = cnn_cascade.tables([run, cnn_cascade.Run(7, run.study, run.fields, run.report)])
+def test_tables__have_a_column_for_each_seed(run: cnn_cascade.CnnRun) -> None:
+    text = cnn_cascade.tables([run, cnn_cascade.CnnRun(7, run.study, Path(), Path(), run.fields)])
     heads = [line for line in text.splitlines() if line.endswith("| seed 3 | seed 7 |")]
     assert len(heads) == 7

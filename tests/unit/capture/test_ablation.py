@@ -137,6 +137,32 @@ def test_gradient_importance__is_the_derivative_by_a_factor_of_the_head(data):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-8)
 
 
+def test_a_head_that_alone_carries_a_class_costs_that_class():
+    """Head 1 passes on the part of the tokens that names class 2; both heads attend to all tokens alike."""
+
+    class Planted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+            with torch.no_grad():
+                self.attention.in_proj_weight.zero_()
+                self.attention.in_proj_weight[2 * WIDTH :] = torch.eye(WIDTH)
+                self.attention.out_proj.weight.copy_(torch.eye(WIDTH))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            mixed = self.attention(tokens, tokens, tokens)[0].mean(1)
+            return torch.stack([mixed[:, 0] + 0.5, mixed[:, 1] + 0.5, 2 * mixed[:, WIDTH // HEADS]], dim=1)
+
+    labels = torch.arange(90) % 3
+    tokens = 0.3 * torch.randn(90, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    tokens[torch.arange(90), :, torch.tensor([0, 1, WIDTH // HEADS])[labels]] += 1
+    worth = nq.head_importance(ablate(Planted(), (tokens, labels)))
+    found = worth.sel(step=0, ablation="zero", layer="attention")
+    np.testing.assert_allclose(found["class_accuracy_drop"].sel(head=1), [0, 0, 1], atol=0.1)
+    assert (found["q_value"] < 0.01).values.tolist() == [True, True]
+    assert float(found["class_accuracy_drop"].sel({"head": 0, "class": 2})) <= 0
+
+
 def test_model__is_left_as_it_was(data):
     model = seeded(Encoder).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

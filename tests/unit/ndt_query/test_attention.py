@@ -100,6 +100,10 @@ def test_measures__are_lazy_and_read_each_chunk_once_together(rng):
     assert reads.reads == []
     entropy, sparsity, mean = dask.compute(*asked)
     assert len(reads.reads) == 6
+    assert (
+        sum(1 for key in asked[0].merge(asked[1], compat="override").__dask_graph__() if "row_statistics" in str(key))
+        == 6
+    )
     np.testing.assert_allclose(entropy["entropy"], nq.attention_entropy(patterns(values))["entropy"], rtol=1e-6)
     np.testing.assert_allclose(sparsity["gini"], nq.attention_sparsity(patterns(values))["gini"], rtol=1e-6)
     np.testing.assert_allclose(mean["pattern"], values.mean(1, dtype=np.float64))
