@@ -49,11 +49,11 @@ def tables(runs: Sequence[Run], foretold: xr.Dataset | None = None) -> str:
         (f"Divergence between heads, bits, with 95% interval, {said}", ["layer"], _specialised(runs)),
         ("Half of that rise happened between steps", ["layer"], _halves(runs)),
         (f"Where heads look, share between classes, median of heads, {said}", ["layer"], _selective(runs)),
-        ("Clusters of heads: largest silhouette, and p against one cloud", ["step"], _clusters(runs)),
+        ("Clusters of heads: largest silhouette, and p against one cloud", ["moment"], _clusters()),
         (f"Categories of heads by the stated rule, {said}", ["kind"], _kinds(runs)),
         (f"Class read off a head, range over heads, {said}", ["layer"], _probed(runs)),
         (f"Accuracy lost without one head (set to 0), range over heads, step {steps[1]}", ["layer"], _worth(runs)),
-        ("Gradient importance against margins lost: rank correlation, p", ["step"], _ranks(runs)),
+        ("Gradient importance against margins lost: rank correlation, p", ["moment"], _ranks()),
         (f"Flow through both layers, {said}", ["measure"], _flow()),
     ]
     found = [table(*part, runs) for part in parts]
@@ -120,14 +120,22 @@ def _selective(runs: Sequence[Run]) -> Rows:
         yield [layer], cell
 
 
-def _clusters(runs: Sequence[Run]) -> Rows:
-    for place, step in enumerate(runs[0].study["clusters"]["checkpoint"].values):
+def _clusters() -> Rows:
+    # Seeds with jumps have moments of their own.
+    for name, place in (("first", 0), ("last", -1)):
 
         def cell(run: Run, place: int = place) -> str:
             one = run.study["clusters"].to_dataset().isel(checkpoint=place)
             return f"{float(one['silhouette'].max()):.2f}, k {int(one['best_k'])}, p {float(one['best_p_value']):.2g}"
 
-        yield [str(int(step))], cell
+        yield [name], cell
+
+    def least(run: Run) -> str:
+        one = run.study["clusters"].to_dataset()
+        place = int(one["best_p_value"].values.argmin())
+        return f"step {int(one['checkpoint'][place])}: p {float(one['best_p_value'][place]):.2g}"
+
+    yield ["least p of all"], least
 
 
 def _kinds(runs: Sequence[Run]) -> Rows:
@@ -161,15 +169,15 @@ def _worth(runs: Sequence[Run]) -> Rows:
         yield [layer], cell
 
 
-def _ranks(runs: Sequence[Run]) -> Rows:
-    steps = runs[0].study["importance"]["step"].values
-    for place in np.unique(np.linspace(0, len(steps) - 1, 5).round().astype(int)):
+def _ranks() -> Rows:
+    for name, share in (("first", 0.0), ("middle", 0.5), ("last", 1.0)):
 
-        def cell(run: Run, place: int = int(place)) -> str:
-            one = run.study["importance"].to_dataset().sel(ablation="zero").isel(step=place)
-            return f"{float(one['rank_correlation']):.2f}, {float(one['rank_p_value']):.2g}"
+        def cell(run: Run, share: float = share) -> str:
+            found = run.study["importance"].to_dataset().sel(ablation="zero")
+            one = found.isel(step=round(share * (found.sizes["step"] - 1)))
+            return f"step {int(one['step'])}: {float(one['rank_correlation']):.2f}, {float(one['rank_p_value']):.2g}"
 
-        yield [str(int(steps[place]))], cell
+        yield [name], cell
 
 
 def _flow() -> Rows:

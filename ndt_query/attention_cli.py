@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from ndt_store.cliparts import emit, format_option, require_picture, selection_options, store_argument, tell
+from ndt_store.cliparts import emit, format_option, require_picture, selection_options, store_argument, tell, with_reach
 from ndt_store.dims import CHECKPOINT, HEAD, LAYER
 from ndt_store.reader import open_store
 from ndt_store.selection import Selection
@@ -36,7 +36,8 @@ def attention(store: str, selection: Selection, patterns: str | None, figure: st
             require_picture(path)
     chosen = _layers(open_store(store), selection)
     found = attention_entropy(chosen).merge(attention_sparsity(chosen)).merge(attention_distance(chosen)).compute()
-    emit(_rows(found), output_format)
+    rows = _rows(found)
+    emit([with_reach(row, ["entropy"]) for row in rows] if output_format == "table" else rows, output_format)
     if figure is not None:
         from ndt_query.plot import attention_measures, save
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from ndt_store.cliparts import emit, explain_option, format_option, selection_options, store_argument, tell
+from ndt_store.cliparts import (
+    emit,
+    explain_option,
+    format_option,
+    selection_options,
+    store_argument,
+    tell,
+    with_reach,
+)
 from ndt_store.dims import ACTIVATIONS, HEAD
 from ndt_store.errors import NotFoundError
 from ndt_store.progress import progress_bar
@@ -47,7 +54,7 @@ def summary(store: str, selection: Selection, explain: bool, output_format: str)
             found = asked.compute()
             rows += [{"layer": layer, **row} for row in _rows(found)]
             advance(done, len(layers))
-    emit([_with_reach(row, DIMENSIONS) for row in rows] if output_format == "table" else rows, output_format)
+    emit([with_reach(row, DIMENSIONS) for row in rows] if output_format == "table" else rows, output_format)
 
 
 @click.command()
@@ -195,15 +202,6 @@ def with_activations(store: Store, selection: Selection) -> list[str]:
     if not found:
         raise NotFoundError(f"{store.path} holds no activations of {', '.join(chosen)}: choose another layer.")
     return found
-
-
-def _with_reach(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Put the reach of an interval beside its estimate, which a reader of a table takes in together."""
-    shown = {name: value for name, value in row.items() if not name.endswith(("_low", "_high"))}
-    for name in names:
-        reach = row[f"{name}_high"] - row[name]
-        shown[name] = row[name] if math.isnan(reach) else f"{row[name]:.4g} ± {reach:.2g}"
-    return shown
 
 
 def _rows(dataset: xr.Dataset) -> list[dict[str, Any]]:

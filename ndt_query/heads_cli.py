@@ -6,7 +6,7 @@ from typing import Any
 
 import rich_click as click
 
-from ndt_store.cliparts import emit, format_option, require_picture, store_argument, tell
+from ndt_store.cliparts import emit, format_option, require_picture, store_argument, tell, with_reach
 from ndt_store.dims import CHECKPOINT, HEAD, LAYER
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store, open_store
@@ -46,8 +46,9 @@ def heads(store: str, checkpoint: int | None, method: str, figure: str | None, o
             f"{store} has neither the experiment {EXPERIMENT} nor layers {HEADS}: run `ndt ablate-heads RECIPE`, or "
             "capture layers such as 'encoder.layers.*.self_attn@heads'."
         )
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
-    emit([{name: row.get(name) for name in columns} for row in rows.values()], output_format, columns=columns)
+    table = [with_reach(row, ["accuracy_drop"]) if output_format == "table" else row for row in rows.values()]
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    emit([{name: row.get(name) for name in columns} for row in table], output_format, columns=columns)
 
 
 def _importance(

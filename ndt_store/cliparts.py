@@ -38,6 +38,7 @@ __all__ = [
     "selection_options",
     "store_argument",
     "tell",
+    "with_reach",
 ]
 
 EXIT_DAMAGED: Final = 1
@@ -164,6 +165,17 @@ def emit(
         click.echo(text.getvalue(), nl=False)
     else:
         _table(rows, names, title)
+
+
+def with_reach(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Put the reach of an interval beside its estimate, which a reader of a table takes in together."""
+    shown = {name: value for name, value in row.items() if not name.endswith(("_low", "_high"))}
+    for name in names:
+        if row.get(name) is None:
+            continue
+        reach = row[f"{name}_high"] - row[name]
+        shown[name] = row[name] if math.isnan(reach) else f"{row[name]:.4g} ± {reach:.2g}"
+    return shown
 
 
 def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str], title: str) -> None:
