@@ -16,12 +16,10 @@ from ndt_store.cliparts import (
     tell,
     with_reach,
 )
-from ndt_store.dims import ACTIVATIONS, HEAD
 from ndt_store.errors import NotFoundError
 from ndt_store.progress import progress_bar
 from ndt_store.reader import Store, open_store
-from ndt_store.schema import layer_path
-from ndt_store.selection import Selection
+from ndt_store.selection import Selection, unit_layers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -196,9 +194,8 @@ def with_activations(store: Store, selection: Selection) -> list[str]:
     if not len(store.checkpoints):
         raise NotFoundError(f"{store.path} has no committed checkpoint yet: run its capture again to go on with it.")
     chosen = selection.layers(store)
-    specs = {layer: store.schema.find(layer_path(layer, ACTIVATIONS)) for layer in chosen}
-    # What each head puts out has units for each head, which no command on units asks about.
-    found = [layer for layer, spec in specs.items() if spec is not None and HEAD not in spec.dims]
+    able = unit_layers(store)
+    found = [layer for layer in chosen if layer in able]
     if not found:
         raise NotFoundError(f"{store.path} holds no activations of {', '.join(chosen)}: choose another layer.")
     return found

@@ -10,11 +10,11 @@ import numpy as np
 import rich_click as click
 
 from ndt_store.cliparts import emit, format_option, require_picture, selection_options, store_argument, tell
-from ndt_store.dims import ACTIVATIONS, CHECKPOINT, UNIT
+from ndt_store.dims import CHECKPOINT, UNIT
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.progress import progress_bar
 from ndt_store.reader import open_store
-from ndt_store.selection import Selection, pick
+from ndt_store.selection import Selection, pick, unit_layers
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,7 +61,7 @@ def compose(
     if figure is not None:
         require_picture(figure)
     opened = open_store(store)
-    layers = [name for name in opened.layers if ACTIVATIONS in opened.schema.kinds(name)]
+    layers = unit_layers(opened)
     pairs = _pairs(early, late, layers, store)
     steps = _steps(selection.checkpoint, opened.checkpoints, store)
     if graphml is not None and len(steps) > 1:

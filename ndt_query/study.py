@@ -23,6 +23,7 @@ from ndt_query.waking import WOKEN, Pairs, moments_of, pictured, waking_units
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, EXAMPLE, LAYER, UNIT, X, Y
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
+from ndt_store.selection import unit_layers
 
 __all__ = ["cnn_study", "emergence"]
 
@@ -206,7 +207,7 @@ def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, 
 
 
 def _layers(store: Store, layers: Sequence[str] | None) -> list[str]:
-    able = [name for name in store.layers if ACTIVATIONS in store[name]]
+    able = unit_layers(store)
     missing = [name for name in layers or [] if name not in able]
     if missing or not able:
         held = ", ".join(able) or "none"

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_store.dims import CHECKPOINT, EXAMPLE
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, EXAMPLE, HEAD
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store, nearest_steps
+from ndt_store.schema import layer_path
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Selection", "matching", "pick"]
+__all__ = ["Selection", "matching", "pick", "unit_layers"]
 
 
 def pick(text: str | None, labels: NDArray[np.int64], what: str) -> NDArray[np.intp]:
@@ -67,6 +68,12 @@ def pick(text: str | None, labels: NDArray[np.int64], what: str) -> NDArray[np.i
         if label not in position:
             raise NotFoundError(f"There is no {what} {label}: {nearest_steps(labels, label)}")
     return np.asarray(sorted({position[label] for label in wanted}))
+
+
+def unit_layers(store: Store) -> list[str]:
+    """Return the layers with activations that have units alone, not units for each head of attention."""
+    specs = {layer: store.schema.find(layer_path(layer, ACTIVATIONS)) for layer in store.layers}
+    return [layer for layer, spec in specs.items() if spec is not None and HEAD not in spec.dims]
 
 
 def matching(names: Sequence[str], pattern: str | None) -> list[str]:

@@ -259,3 +259,13 @@ def test_transformer_command__writes_the_study(store, capsys, tmp_path):
     assert out.strip() == str(tmp_path / "t" / "index.html")
     stored = xr.open_datatree(tmp_path / "t" / "study.zarr", engine="zarr", consolidated=False)
     assert stored["measures"]["checkpoint"].values.tolist() == [0, 40]
+
+
+def test_commands_and_studies_of_units__pass_over_heads(store, capsys):
+    code, out, err = run(capsys, "summary", store.path, "--format", "json")
+    assert code == 0, err
+    assert {row["layer"] for row in json.loads(out)} == {"classifier"}
+    assert set(nq.cnn_study(store, n_permutations=9)["selectivity"].children) == {"classifier"}
+    code, _, err = run(capsys, "summary", store.path, "--layer", "enc.0@heads")
+    assert code == 2
+    assert "holds no activations of enc.0@heads" in err
