@@ -1,0 +1,102 @@
+"""Principal components of samples, and how the subspaces that they span lie to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ndt_store.views.blocks import Array, as_float
+from ndt_store.views.samples import is_rounding, on_samples, sample_mean
+
+__all__ = ["Principal", "angles", "overlap", "principal", "principal_of_scatter"]
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The first components of some samples.
+
+    Parameters
+    ----------
+    components : ndarray (component, feature)
+        Orthonormal, the largest first, each with its largest entry positive; NaN beyond the rank.
+    variance : ndarray (component,)
+        Of the samples along each, with divisor n - 1, or n where they are not centred; 0 beyond the rank.
+    total : float
+        Over all directions.
+    mean : ndarray (feature,)
+        Of the samples.
+    n : int
+        Samples.
+    """
+
+    components: F64
+    variance: F64
+    total: float
+    mean: F64
+    n: int
+
+
+def principal(samples: Array, k: int, *, centre: bool) -> Principal:
+    """Decompose samples (sample, feature) on whichever side is smaller."""
+    values = as_float(samples).astype(np.float64)
+    n, d = values.shape
+    mean = sample_mean(values)
+    rows = values - mean if centre else values
+    if not on_samples(n, d):
+        return principal_of_scatter(rows.T @ rows, n, mean, k, centre=centre)
+    if not np.isfinite(rows).all():
+        return _unknown(k, d, mean, n)
+    squares, left = np.linalg.eigh(rows @ rows.T)
+    squares, left = squares[::-1][:k], left[:, ::-1][:, :k]
+    components = np.divide(left.T @ rows, np.sqrt(np.maximum(squares, 0))[:, None], where=squares[:, None] > 0,
+                           out=np.full((len(squares), d), np.nan))  # fmt: skip
+    return _kept(components, squares, float((rows**2).sum()), mean, n, k, centre=centre)
+
+
+def principal_of_scatter(matrix: F64, n: int, mean: F64, k: int, *, centre: bool) -> Principal:
+    """Decompose the sums of products of n samples (feature, feature), taken about their mean if `centre`."""
+    if not np.isfinite(matrix).all():
+        return _unknown(k, len(matrix), mean, n)
+    squares, vectors = np.linalg.eigh(matrix)
+    return _kept(vectors[:, ::-1][:, :k].T, squares[::-1][:k], float(np.trace(matrix)), mean, n, k, centre=centre)
+
+
+def _kept(components: F64, squares: F64, total: float, mean: F64, n: int, k: int, *, centre: bool) -> Principal:
+    """Fix signs, drop what is rounding, and fill up to k."""
+    d = components.shape[1]
+    divisor = n - 1 if centre else n
+    flat = is_rounding(total, n, float(mean @ mean) + total / n)
+    real = (squares > len(squares) * 1e-13 * max(squares[0], 0.0)) & (not flat)
+    found, variance = np.full((k, d), np.nan), np.zeros(k)
+    largest = np.abs(np.nan_to_num(components)).argmax(axis=1)
+    signs = np.where(components[np.arange(len(components)), largest] < 0, -1.0, 1.0)
+    found[: len(components)][real] = (components * signs[:, None])[real]
+    variance[: len(squares)][real] = squares[real] / divisor
+    return Principal(found, variance, 0.0 if flat else total / divisor, mean, n)
+
+
+def _unknown(k: int, d: int, mean: F64, n: int) -> Principal:
+    return Principal(np.full((k, d), np.nan), np.full(k, np.nan), np.nan, mean, n)
+
+
+def overlap(one: F64, other: F64) -> float:
+    """``|U1' U2|_F^2 / k`` of two bases (component, feature) of k components; NaN where one has fewer."""
+    if np.isnan(one).any() or np.isnan(other).any():
+        return float("nan")
+    return float(((one @ other.T) ** 2).sum() / len(one))
+
+
+def angles(one: F64, other: F64) -> F64:
+    """Principal angles between two subspaces in radians, the smallest first; NaN where one has fewer components."""
+    if np.isnan(one).any() or np.isnan(other).any():
+        return np.full(len(one), np.nan)
+    cosines = np.linalg.svd(one @ other.T, compute_uv=False)
+    # Near 0 the arc cosine loses half the digits; the sine of what is left over does not.
+    rest = other - (other @ one.T) @ one
+    sines = np.sort(np.linalg.svd(rest, compute_uv=False))[: len(one)]
+    found: F64 = np.where(cosines**2 < 0.5, np.arccos(np.clip(cosines, -1, 1)), np.arcsin(np.clip(sines, -1, 1)))
+    return found
