@@ -44,6 +44,7 @@ from .smoothness import smoothness
 from .specialisation import attention_selectivity, head_specialisation
 from .study import cnn_study
 from .study_pages import study_page
+from .subspaces import pca, subspace_drift, subspace_overlap
 from .summary import summary
 from .transformer_study import transformer_study
 from .unit_types import TypeRule, type_shares, unit_types
@@ -99,6 +100,7 @@ __all__ = [
     "neuron_importance",
     "newly_active_units",
     "paired_permutation_test",
+    "pca",
     "performance",
     "permutation_null",
     "plot",
@@ -111,6 +113,8 @@ __all__ = [
     "selectivity_index",
     "smoothness",
     "study_page",
+    "subspace_drift",
+    "subspace_overlap",
     "summary",
     "top_examples",
     "transformer_study",

@@ -240,10 +240,10 @@ def subspace_drift(
     Returns
     -------
     Dataset
-        ``drift`` (transition), ``1 - overlap`` of neighbouring checkpoints, labelled by ``before`` and ``after``;
-        ``smoothness``, 1 less the share of the largest step in all drift: near 1 where all steps are alike, 0 where one
-        step is all; ``null_05``, the 5th percentile of surrogates, and ``p_value``, the share of surrogates that are as
-        abrupt.
+        ``drift`` (transition), ``1 - overlap`` of neighbouring checkpoints, labelled by ``before`` and ``after``, and
+        ``turn``, ``arccos sqrt(overlap)``, the same as an angle in radians; ``smoothness``, 1 less the share of the
+        largest turn in all turning: near 1 where all are alike, 0 where one is all; ``null_05``, the 5th percentile of
+        surrogates, and ``p_value``, the share of surrogates that are as abrupt.
 
     Raises
     ------
@@ -254,20 +254,22 @@ def subspace_drift(
 
     Notes
     -----
-    Surrogates keep mean, variance and autocorrelation of the drift and shuffle its phases (Theiler et al. 1992), cut
-    at 0: they are what a stationary series without an abrupt step would do. A trend is no stationary series, and drift
-    that only falls will look abrupt; detrend by choosing checkpoints at even spacing of what changes.
+    Surrogates keep mean, variance and autocorrelation of the turns and shuffle their phases (Theiler et al. 1992), cut
+    at 0: they are what a stationary series without an abrupt step would do. A trend is no stationary series, and turns
+    that only fall will look abrupt: choose checkpoints between which about as much changes.
     """
     bases, steps, _ = _bases(acts, k, centre, positions, memory)
     if len(bases) < 4:
         raise InvalidInputError(f"There are {len(bases)} checkpoints: drift as a series needs four or more.")
     drift = np.array([1 - overlap(one, other) for one, other in pairwise(bases)])
-    score = _smooth(drift)
-    null = np.array([_smooth(one) for one in _surrogates(drift, n_surrogates, seed)])
+    turn = np.arccos(np.sqrt(np.clip(1 - drift, 0, 1)))
+    score = _smooth(turn)
+    null = np.array([_smooth(one) for one in _surrogates(turn, n_surrogates, seed)])
     p_value = float(null_p_value((null <= score + 1e-12).sum(), n_surrogates)) if np.isfinite(score) else math.nan
     result = xr.Dataset(
         {
             "drift": ("transition", drift),
+            "turn": ("transition", turn),
             "smoothness": ((), score),
             "null_05": ((), float(np.quantile(null, 0.05)) if np.isfinite(null).all() else math.nan),
             "p_value": ((), p_value),
@@ -293,9 +295,9 @@ def _named(result: xr.Dataset, acts: xr.DataArray, what: str, parameters: Mappin
     return result
 
 
-def _smooth(drift: F64) -> float:
-    total = drift.sum()
-    return float(1 - drift.max() / total) if total > 0 else math.nan
+def _smooth(turn: F64) -> float:
+    total = turn.sum()
+    return float(1 - turn.max() / total) if total > 0 else math.nan
 
 
 def _surrogates(series: F64, n: int, seed: int) -> F64:
