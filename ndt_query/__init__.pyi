@@ -40,6 +40,7 @@ from .ranking import top_examples
 from .receptive import receptive_field
 from .report import report
 from .selectivity import class_means, selectivity_index
+from .similarity import cka, cka_matrix
 from .smoothness import smoothness
 from .specialisation import attention_selectivity, head_specialisation
 from .study import cnn_study
@@ -70,6 +71,8 @@ __all__ = [
     "cam_difference",
     "cam_gallery",
     "characterise_jumps",
+    "cka",
+    "cka_matrix",
     "class_cams",
     "class_means",
     "clopper_pearson",
