@@ -3,6 +3,7 @@ from .activity import neuron_importance, unit_moments
 from .attention import attention_distance, attention_entropy, attention_sparsity, mean_pattern
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
 from .composition import compose
+from .disentanglement import disentanglement
 from .filters import examples_above
 from .firing import dead_units, newly_active_units
 from .flow import attention_flow, attention_rollout, flow_metrics
@@ -86,6 +87,7 @@ __all__ = [
     "dead_units",
     "detect_jumps",
     "dimensionality",
+    "disentanglement",
     "effect_size",
     "examples_above",
     "fdr",
