@@ -71,10 +71,10 @@ def discover_sites(
     Returns
     -------
     tuple of Site
-        In module order, then by firing, then by kind. Axes are (example, unit), (example, token, unit),
-        (example, unit, x), (example, unit, y, x) or (example, unit, z, y, x), whichever the module's type, its
-        inputs and the modules inside it imply; a module that emits tokens before examples is transposed. Of several
-        tensors returned the first counts.
+        In the order in which modules are done, so that a block comes after what is in it, then by kind. Axes are
+        (example, unit), (example, token, unit), (example, unit, x), (example, unit, y, x) or
+        (example, unit, z, y, x), whichever the module's type, its inputs and the modules inside it imply; a module
+        that emits tokens before examples is transposed. Of several tensors returned the first counts.
 
     Raises
     ------
@@ -110,7 +110,6 @@ def discover_sites(
         for count in PROBES
     )
     _check_each_pattern_fires(model, [*plain, *headed], first)
-    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
     sites: list[Site] = []
     if plain and asked & {ACTIVATIONS, GRADIENTS}:
         sites += _output_sites(first, second, given, frozenset(paths), asked)
@@ -118,7 +117,14 @@ def discover_sites(
         sites += pattern_sites(model, first, second, frozenset(paths), asked)
     if headed:
         sites += head_sites(model, first, second, frozenset(attending))
-    sites.sort(key=lambda site: (order[site.path], site.call, site.of_heads, LAYER_ARRAYS.index(site.kind)))
+    ended = {(firing.path, firing.call): index for index, firing in enumerate(first.firings)}
+    last = {path: index for (path, _), index in ended.items()}
+    sites.sort(
+        key=lambda site: (
+            ended.get((site.path, site.call), last.get(site.path, len(ended))), site.call, site.of_heads,
+            LAYER_ARRAYS.index(site.kind),
+        )
+    )  # fmt: skip
     if GRADIENTS in asked:
         refuse_batch_statistics(first)
     inputs = take_examples(example_inputs, PROBES[0])

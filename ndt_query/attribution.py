@@ -81,7 +81,7 @@ def grad_cam(
     """
     if isinstance(data, xr.Dataset):
         return _of_layer(data, signed, memory)
-    _require_scores(data)
+    require_scores(data)
     found = {name: _of_layer(layer, signed, memory) for name, layer in _spatial(data)}
     if not found:
         raise NotFoundError("No layer has gradients and positions: capture both kinds of a conv layer.")
@@ -193,6 +193,8 @@ def correct_examples(
     ------
     NotFoundError
         There are no predictions or labels, or no such checkpoint.
+    InvalidInputError
+        No checkpoint is named.
     """
     root = root_dataset(data)
     missing = [name for name in ("prediction", "label") if name not in root.variables]
@@ -200,6 +202,8 @@ def correct_examples(
         raise NotFoundError(f"There is no {missing[0]} at the root: capture a model of class scores and its labels.")
     prediction = root["prediction"]
     if checkpoints is not None:
+        if not len(checkpoints):
+            raise InvalidInputError("checkpoints is empty: give at least one, or leave it out for all.")
         require_steps(prediction, checkpoints)
         prediction = prediction.sel({CHECKPOINT: list(checkpoints)})
     right = (prediction == root["label"]).all(CHECKPOINT).values
@@ -220,7 +224,7 @@ def _spatial(data: Any) -> Iterator[tuple[str, xr.Dataset]]:
             yield name, xr.Dataset({ACTIVATIONS: acts, GRADIENTS: gradients[name]})
 
 
-def _require_scores(data: Any) -> None:
+def require_scores(data: Any) -> None:
     asked = dict(getattr(data, "provenance", {}).get("identity", {})).get("gradient_of")
     if asked == "loss":
         raise InvalidInputError(

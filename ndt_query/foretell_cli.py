@@ -8,6 +8,7 @@ from typing import Any
 import rich_click as click
 
 from ndt_store.cliparts import emit, format_option, require_picture, tell
+from ndt_store.errors import InvalidInputError
 from ndt_store.reader import open_store
 
 __all__ = ["foretell"]
@@ -29,6 +30,9 @@ def foretell(stores: tuple[str, ...], early: int, late: int | None, figure: str 
 
     if figure is not None:
         require_picture(figure)
+    twice = next((store for store in stores if stores.count(store) > 1), None)
+    if twice is not None:
+        raise InvalidInputError(f"{twice} is given twice: name each training once.")
     found = predict_specialisation({store: open_store(store) for store in stores}, early, late)
     rows: list[dict[str, Any]] = []
     for scheme in found["scheme"].values:

@@ -12,12 +12,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ndt_query.attribution import cam_difference, class_cams, correct_examples, grad_cam
+from ndt_query.attribution import cam_difference, class_cams, correct_examples, grad_cam, require_scores
 from ndt_query.inputs import class_name, require_count, require_steps
 from ndt_query.layers import described, root_dataset
+from ndt_query.output import INDEX, staged
 from ndt_query.pages import picture_source, render, write_page
 from ndt_query.tiles import Tiles, as_tiles, scale_picture
-from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, GRADIENTS, X, Y
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, GRADIENTS, X, Y, Z
 from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
 from ndt_store.reader import Store
 from ndt_store.selection import matching
@@ -25,6 +26,7 @@ from ndt_store.selection import matching
 __all__ = ["ARRAYS", "cam_gallery", "spread_pairs"]
 
 ARRAYS: Final = "cams.zarr"
+INDEX_TEMPLATE: Final = "cams_index.html.j2"
 N_PAIRS: Final = 5
 
 Pair = tuple[int, int]
@@ -71,7 +73,7 @@ def cam_gallery(
     store : Store
         With activations and gradients of conv layers, predictions and labels.
     out_dir : str or Path
-        Folder of the pages, made where missing; an older gallery in it is replaced.
+        Folder of the pages, made where missing; an older gallery in it is replaced, once the new one is whole.
     pairs : sequence of (before, after), optional
         Training steps; by default five pairs that span training.
     layers : str or sequence of str
@@ -97,7 +99,8 @@ def cam_gallery(
     NotFoundError
         There are no predictions, no such checkpoint, no such layer, or no example that is right at ``after``.
     InvalidInputError
-        A pair is none, or there is one checkpoint only.
+        A pair is none, there is one checkpoint only, gradients are of the loss, or the folder is a store or holds files
+        of others.
     StorageError
         The folder cannot be written.
 
@@ -107,43 +110,42 @@ def cam_gallery(
     """
     steps = [int(step) for step in store.checkpoints]
     require_count("n_per_class", n_per_class, 1)
+    require_scores(store)
     names = _layers(store, layers)
     chosen_pairs = _pairs(store, steps, pairs, store[names[0]][ACTIVATIONS])
-    root, out = root_dataset(store), Path(out_dir)
+    root = root_dataset(store)
     made: list[_Page] = []
     nodes: dict[str, xr.Dataset] = {}
     total = len(chosen_pairs) * len(names)
-    for pair in chosen_pairs:
-        chosen = correct_examples(root, [pair[1]], n_per_class=n_per_class)
-        if not chosen.size:
-            raise NotFoundError(f"The network has no example right at checkpoint {pair[1]}: choose a later pair.")
-        inputs = as_tiles(root["input"].sel({EXAMPLE: chosen[EXAMPLE].values})) if "input" in root else None
-        for layer in names:
-            picked = store[layer].sel({CHECKPOINT: list(pair), EXAMPLE: chosen[EXAMPLE].values})
-            cam = grad_cam(picked[[ACTIVATIONS, GRADIENTS]], signed=signed, memory=memory)
-            found = cam_difference(cam, *pair).compute().assign_coords(label=chosen.variable)
-            nodes[f"{pair[0]}-{pair[1]}/{layer}"] = found
-            page = _Page(pair, layer, f"{len(made) + 1:03d}.html", found.sizes[EXAMPLE])
-            made.append(page)
-            write_page(_rendered(page, found, inputs, chosen), out / "pages" / page.name, "The gallery")
-            if progress is not None:
-                progress(len(made), total)
-    _write_arrays(nodes, out / ARRAYS)
-    index = render(
-        "cams_index.html.j2",
-        "Grad-CAM before and after",
-        store=str(store.path),
-        pairs=chosen_pairs,
-        layers=names,
-        pages={(page.pair, page.layer): page for page in made},
-        n=sum(page.n for page in made),
-        arrays=ARRAYS,
-    )
-    kept = {page.name for page in made}
-    for older in (out / "pages").glob("[0-9][0-9][0-9].html"):
-        if older.name not in kept:
-            older.unlink()
-    return write_page(index, out / "index.html", "The gallery")
+    with staged(out_dir, INDEX_TEMPLATE, (ARRAYS, "pages")) as out:
+        for pair in chosen_pairs:
+            chosen = correct_examples(root, [pair[1]], n_per_class=n_per_class)
+            if not chosen.size:
+                raise NotFoundError(f"The network has no example right at checkpoint {pair[1]}: choose a later pair.")
+            inputs = as_tiles(root["input"].sel({EXAMPLE: chosen[EXAMPLE].values})) if "input" in root else None
+            for layer in names:
+                picked = store[layer].sel({CHECKPOINT: list(pair), EXAMPLE: chosen[EXAMPLE].values})
+                cam = grad_cam(picked[[ACTIVATIONS, GRADIENTS]], signed=signed, memory=memory)
+                found = cam_difference(cam, *pair).compute().assign_coords(label=chosen.variable)
+                nodes[f"{pair[0]}-{pair[1]}/{layer}"] = found
+                page = _Page(pair, layer, f"{len(made) + 1:03d}.html", found.sizes[EXAMPLE])
+                made.append(page)
+                write_page(_rendered(page, found, inputs, chosen), out / "pages" / page.name, "The gallery")
+                if progress is not None:
+                    progress(len(made), total)
+        _write_arrays(nodes, out / ARRAYS)
+        index = render(
+            INDEX_TEMPLATE,
+            "Grad-CAM before and after",
+            store=str(store.path),
+            pairs=chosen_pairs,
+            layers=names,
+            pages={(page.pair, page.layer): page for page in made},
+            n=sum(page.n for page in made),
+            arrays=ARRAYS,
+        )
+        write_page(index, out / INDEX, "The gallery")
+    return Path(out_dir) / INDEX
 
 
 def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None, acts: xr.DataArray) -> tuple[Pair, ...]:
@@ -163,7 +165,7 @@ def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None, act
 def _layers(store: Store, patterns: str | Sequence[str]) -> list[str]:
     wanted = [patterns] if isinstance(patterns, str) else list(patterns)
     both = [name for name in store.layers if {ACTIVATIONS, GRADIENTS} <= set(store.schema.kinds(name))]
-    able = [name for name in both if {Y, X} <= set(store[name].dims)]
+    able = [name for name in both if {Y, X} <= set(store[name].dims) and Z not in store[name].dims]
     found = [name for name in able if any(name in matching(able, one) for one in wanted)]
     if not found:
         held = ", ".join(able) or "none"

@@ -7,7 +7,7 @@ from typing import Any
 import rich_click as click
 
 from ndt_store.cliparts import emit, format_option, require_picture, store_argument, tell, with_reach
-from ndt_store.dims import CHECKPOINT, HEAD, LAYER
+from ndt_store.dims import ATTENTIONS, CHECKPOINT, HEAD, LAYER, MEAN_PATTERN
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store, open_store
 
@@ -86,7 +86,12 @@ def _importance(
         tell(f"{save(draw(found, method=method, step=step), figure)}: figure.")
 
 
+def _attends(layer: Any) -> bool:
+    return ATTENTIONS in layer or MEAN_PATTERN in layer
+
+
 def _probes(store: Store, checkpoint: int | None, rows: dict[tuple[str, int], dict[str, Any]]) -> None:
+    from ndt_query.attention import attention_entropy
     from ndt_query.inputs import require_steps
     from ndt_query.probing import HEADS, head_categories, probe_heads
 
@@ -99,6 +104,11 @@ def _probes(store: Store, checkpoint: int | None, rows: dict[tuple[str, int], di
     except InvalidInputError as error:
         tell(f"Probes are left out. {error}")
         return
+    with_attention = {name: store[name].sel({CHECKPOINT: [step]}) for name in at if name in store.layers}
+    if all(_attends(one) for one in with_attention.values()) and with_attention:
+        found["entropy"] = attention_entropy(with_attention)["entropy"].compute()
+    else:
+        tell("No head is called uniform: the store holds no attention of all of them.")
     found["category"] = head_categories(found)["category"]
     for layer in found[LAYER].values:
         for place in range(found.sizes[HEAD]):

@@ -20,10 +20,15 @@ from PIL import Image
 from ndt_query.plot.style import styled
 from ndt_store.errors import StorageError
 
-__all__ = ["figure_source", "picture_source", "render", "write_page"]
+__all__ = ["figure_source", "marker", "picture_source", "render", "write_page"]
 
 CSS_PIXELS: Final = 110
 """Of a figure's inch on a page."""
+
+
+def marker(template: str) -> str:
+    """Return what tells a page that was made of a template from pages of others."""
+    return f'<meta name="generator" content="ndt-activations {template.partition(".")[0]}">'
 
 
 def render(template: str, title: str, **values: Any) -> str:
@@ -34,6 +39,7 @@ def render(template: str, title: str, **values: Any) -> str:
         .get_template(template)
         .render(
             title=title,
+            marker=marker(template),
             style=style,
             style_digest=base64.b64encode(sha256(style.encode()).digest()).decode(),
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -75,6 +75,7 @@ def predict_specialisation(
     """
     require_count("n_permutations", n_permutations, 1)
     named = dict(runs) if isinstance(runs, Mapping) else {_name(run, place): run for place, run in enumerate(runs)}
+    _require_apart(named)
     tables = [_heads(name, run, early, late) for name, run in named.items()]
     if not tables:
         raise InvalidInputError("There is no run: give one or more stores.")
@@ -123,6 +124,19 @@ def predict_specialisation(
             "software": software(),
         },
     )  # fmt: skip
+
+
+def _require_apart(runs: Mapping[str, Any]) -> None:
+    """Refuse stores of the same training: what is held out of one would be trained on in the other."""
+    seen: dict[str, str] = {}
+    for name, run in runs.items():
+        root = getattr(run, "root", None)
+        if root is None or "weights_digest" not in root or not root.sizes.get(CHECKPOINT):
+            continue
+        digest = str(root["weights_digest"].values[-1])
+        if digest and digest in seen:
+            raise InvalidInputError(f"Runs {seen[digest]!r} and {name!r} hold the same weights: give other trainings.")
+        seen[digest] = name
 
 
 def _name(run: Any, place: int) -> str:

@@ -18,6 +18,7 @@ from ndt_query.geometry import dimensionality
 from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import class_name
 from ndt_query.layers import Whole, each_layer, root_dataset
+from ndt_query.output import INDEX, staged
 from ndt_query.pages import figure_source, render, write_page
 from ndt_query.performance import NEEDED, performance
 from ndt_query.plot import activations as unit_figures
@@ -26,13 +27,14 @@ from ndt_query.ranking import top_examples
 from ndt_query.report_study import studied
 from ndt_query.report_training import trained
 from ndt_query.selectivity import selectivity_index
+from ndt_query.study_pages import KINDS
 from ndt_query.summary import DIMENSIONS, summary
 from ndt_store.dims import CHECKPOINT, LAYER, UNIT
 from ndt_store.errors import NotFoundError
 
 __all__ = ["report"]
 
-PAGE: Final = "index.html"
+TEMPLATE: Final = "report.html.j2"
 N_PERMUTATIONS: Final = 500
 N_UNITS: Final = 6
 N_RANKS: Final = 10
@@ -90,6 +92,8 @@ def report(
     ------
     NotFoundError
         There is no layer of activations, or no committed checkpoint.
+    InvalidInputError
+        The folder is a store, or holds files of others; nothing is written.
     StorageError
         The page cannot be written.
 
@@ -102,29 +106,30 @@ def report(
     findings = _findings(store, progress, memory)
     figures = _figures(store, findings, memory)
     training = trained(store)
-    found: dict[str, Any] = {"words": "", "section": "", "figures": []}
-    if study:
-        found = studied(
-            store, Path(out_dir), findings.selectivity, n_permutations=N_PERMUTATIONS, progress=progress, memory=memory
-        )
     n = int(next(iter(findings.dead.values())).attrs["n_examples"])
-    page = render(
-        "report.html.j2",
-        _title(store),
-        facts=_facts(store, findings),
-        provenance=_flat(getattr(store, "provenance", {})),
-        table=_table(findings.summary),
-        figures=figures,
-        study=found,
-        training=training,
-        training_figures=[figure_source(kind, figure) for kind, figure in training.figures],
-        n=n,
-        rate_bound=f"{float(clopper_pearson(0, n, side='upper')[1]):.2%}",
-        n_permutations=N_PERMUTATIONS,
-        least_rate=f"{LEAST_RATE:.0%}",
-        has_labels=bool(findings.selectivity),
-    )
-    return write_page(page, Path(out_dir) / PAGE, "The report")
+    found: dict[str, Any] = {"words": "", "section": "", "figures": []}
+    with staged(out_dir, TEMPLATE, tuple(kind.name for kind in KINDS)) as folder:
+        if study:
+            given: dict[str, Any] = {"n_permutations": N_PERMUTATIONS, "progress": progress, "memory": memory}
+            found = studied(store, folder, findings.selectivity, **given)
+        page = render(
+            TEMPLATE,
+            _title(store),
+            facts=_facts(store, findings),
+            provenance=_flat(getattr(store, "provenance", {})),
+            table=_table(findings.summary),
+            figures=figures,
+            study=found,
+            training=training,
+            training_figures=[figure_source(kind, figure) for kind, figure in training.figures],
+            n=n,
+            rate_bound=f"{float(clopper_pearson(0, n, side='upper')[1]):.2%}",
+            n_permutations=N_PERMUTATIONS,
+            least_rate=f"{LEAST_RATE:.0%}",
+            has_labels=bool(findings.selectivity),
+        )
+        write_page(page, folder / INDEX, "The report")
+    return Path(out_dir) / INDEX
 
 
 def _findings(store: Whole, progress: Progress | None, memory: int | str | None) -> Findings:

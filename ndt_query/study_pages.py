@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ndt_query.cnn_figures import cnn_figures, cnn_tables
+from ndt_query.output import INDEX, staged
 from ndt_query.pages import figure_source, render, write_page
 from ndt_query.plot.style import save
 from ndt_query.transformer_figures import transformer_figures, transformer_tables
@@ -20,6 +21,7 @@ __all__ = ["KINDS", "StudyKind", "kind_of", "study_figures", "study_files", "stu
 
 FORMATS: Final = (".pdf", ".png")
 NUMBERS: Final = "study.zarr"
+TEMPLATE: Final = "study.html.j2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +110,16 @@ def study_page(study: xr.DataTree, out_dir: str | Path) -> Path:
     ------
     NotFoundError
         The tree is no study.
+    InvalidInputError
+        The folder is a store, or holds files of others; nothing is written.
     StorageError
         The folder cannot be written.
     """
-    values, kind = study_files(study, out_dir), kind_of(study)
-    page = render("study.html.j2", f"Study of a {kind.network}", study=values, store=str(study.attrs.get("store", "")))
-    return write_page(page, Path(out_dir) / "index.html", "The study")
+    kind, store = kind_of(study), str(study.attrs.get("store", ""))
+    with staged(out_dir, TEMPLATE, (NUMBERS,)) as folder:
+        page = render(TEMPLATE, f"Study of a {kind.network}", study=study_files(study, folder), store=store)
+        write_page(page, folder / INDEX, "The study")
+    return Path(out_dir) / INDEX
 
 
 def study_files(study: xr.DataTree, out_dir: str | Path) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""Folders of results: written whole or not at all, and never over a store or over somebody else's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ndt_query.pages import marker
+from ndt_store.errors import InvalidInputError, StorageError
+
+__all__ = ["INDEX", "staged"]
+
+INDEX: Final = "index.html"
+
+
+@contextmanager
+def staged(out_dir: str | Path, template: str, names: Sequence[str] = ()) -> Iterator[Path]:
+    """Give a folder to write results into; when all is written its contents move to `out_dir`.
+
+    Parameters
+    ----------
+    out_dir : str or Path
+        Made where missing. An earlier result of the same kind in it is replaced.
+    template : str
+        Of the page ``index.html``, which tells an earlier result of the same kind from other files.
+    names : sequence of str
+        What else of the result must not stand there unless such a page does.
+
+    Raises
+    ------
+    InvalidInputError
+        `out_dir` is an activation store or lies in one, or holds files of others under these names.
+    StorageError
+        The file system refuses.
+    """
+    target = Path(out_dir)
+    ours = _require_free(target, template, names)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise StorageError(f"Results cannot be written to {target}: {error.strerror}; give another folder.") from error
+    try:
+        yield temporary
+        try:
+            target.mkdir(exist_ok=True)
+            for name in names if ours else ():
+                shutil.rmtree(target / name, ignore_errors=True)
+            # The page last: it speaks of the rest.
+            for item in sorted(temporary.iterdir(), key=lambda path: path.name == INDEX):
+                place = target / item.name
+                if place.is_dir() and not place.is_symlink():
+                    shutil.rmtree(place)
+                item.replace(place)
+        except OSError as error:
+            raise StorageError(
+                f"Results cannot be written to {target}: {error.strerror}; give another folder."
+            ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _require_free(target: Path, template: str, names: Sequence[str]) -> bool:
+    """Return whether an earlier result of the same kind stands there."""
+    for folder in (target.resolve(), *target.resolve().parents):
+        if (folder / "zarr.json").exists() and (folder / "commits").is_dir():
+            raise InvalidInputError(f"{target} is an activation store or lies in one ({folder}): give another folder.")
+    page = target / INDEX
+    ours = page.is_file() and marker(template) in page.read_text(encoding="utf-8", errors="replace")[:2000]
+    if ours:
+        for name in names:
+            if (target / name / "commits").is_dir():
+                raise InvalidInputError(f"{target / name} is an activation store: give another folder.")
+        return True
+    standing = next((name for name in (INDEX, *names) if os.path.lexists(target / name)), None)
+    if standing is not None:
+        raise InvalidInputError(
+            f"{target} holds {standing}, which is no earlier result of this kind: give another folder, or move it away."
+        )
+    return False
