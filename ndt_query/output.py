@@ -13,7 +13,7 @@ from typing import Final
 from ndt_query.pages import marker
 from ndt_store.errors import InvalidInputError, StorageError
 
-__all__ = ["INDEX", "staged"]
+__all__ = ["INDEX", "require_free", "staged"]
 
 INDEX: Final = "index.html"
 
@@ -39,7 +39,7 @@ def staged(out_dir: str | Path, template: str, names: Sequence[str] = ()) -> Ite
         The file system refuses.
     """
     target = Path(out_dir)
-    ours = _require_free(target, template, names)
+    ours = require_free(target, template, names)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -65,8 +65,9 @@ def staged(out_dir: str | Path, template: str, names: Sequence[str] = ()) -> Ite
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _require_free(target: Path, template: str, names: Sequence[str]) -> bool:
+def require_free(out_dir: str | Path, template: str, names: Sequence[str]) -> bool:
     """Return whether an earlier result of the same kind stands there."""
+    target = Path(out_dir)
     for folder in (target.resolve(), *target.resolve().parents):
         if (folder / "zarr.json").exists() and (folder / "commits").is_dir():
             raise InvalidInputError(f"{target} is an activation store or lies in one ({folder}): give another folder.")

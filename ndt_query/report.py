@@ -18,7 +18,7 @@ from ndt_query.geometry import dimensionality
 from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import class_name
 from ndt_query.layers import Whole, each_layer, root_dataset
-from ndt_query.output import INDEX, staged
+from ndt_query.output import INDEX, require_free, staged
 from ndt_query.pages import figure_source, render, write_page
 from ndt_query.performance import NEEDED, performance
 from ndt_query.plot import activations as unit_figures
@@ -103,12 +103,14 @@ def report(
     the study takes two more at six checkpoints.
     Text from the store is escaped.
     """
+    parts = tuple(kind.name for kind in KINDS)
+    require_free(out_dir, TEMPLATE, parts)  # before the work, of which views stay in the store
     findings = _findings(store, progress, memory)
     figures = _figures(store, findings, memory)
     training = trained(store)
     n = int(next(iter(findings.dead.values())).attrs["n_examples"])
     found: dict[str, Any] = {"words": "", "section": "", "figures": []}
-    with staged(out_dir, TEMPLATE, tuple(kind.name for kind in KINDS)) as folder:
+    with staged(out_dir, TEMPLATE, parts) as folder:
         if study:
             given: dict[str, Any] = {"n_permutations": N_PERMUTATIONS, "progress": progress, "memory": memory}
             found = studied(store, folder, findings.selectivity, **given)
