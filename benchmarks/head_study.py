@@ -94,7 +94,7 @@ def _specialised(runs: Sequence[Run]) -> Rows:
             low, high = one["specialisation_low"], one["specialisation_high"]
             values = zip(one["specialisation"].values, low.values, high.values, strict=True)
             rows = [f"{value:.3f} ({a:.3f}, {b:.3f})" for value, a, b in values]
-            return f"{rows[0]} to {rows[-1]}, null {float(one['null_95'][-1]):.3f}"
+            return f"{rows[0]} to {rows[-1]}, p {float(one['p_value'][-1]):.3f}"
 
         yield [layer], cell
 

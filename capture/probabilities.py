@@ -207,7 +207,8 @@ class ScaledDotProduct:
 
     def scaled(self, output: torch.Tensor, _heads: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """Return the call's output with heads scaled by `factors` (example, head); differentiable by these."""
-        return output * (factors[:, :, None, None] if output.ndim == 4 else factors[:, :, None])
+        # Factors are float32 where the output is half precision, which the rest of the model needs back.
+        return (output * (factors[:, :, None, None] if output.ndim == 4 else factors[:, :, None])).to(output.dtype)
 
 
 def _for_each_head(tensor: torch.Tensor, heads: int) -> torch.Tensor:

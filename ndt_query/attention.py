@@ -20,7 +20,14 @@ from ndt_query.layers import OneLayer, software
 from ndt_store.dims import CHECKPOINT, EXAMPLE, HEAD, KEY, MEAN_PATTERN, QUERY
 from ndt_store.errors import DimensionError, InvalidInputError
 
-__all__ = ["attention_distance", "attention_entropy", "attention_sparsity", "described_attention", "mean_pattern"]
+__all__ = [
+    "attention_distance",
+    "attention_entropy",
+    "attention_sparsity",
+    "described_attention",
+    "mean_pattern",
+    "with_interval",
+]
 
 KEPT_THRESHOLD: Final = 0.1
 """The threshold of the share that captures keep in place of patterns."""
@@ -116,7 +123,7 @@ def attention_distance(
         ``|query - key|``, in tokens.
     n_prefix : int
         Tokens before the patches, such as a class token; they are left out as queries and as keys, and what is left of
-        a row is made to sum to 1.
+        a row is made to sum to 1. Queries that attend to these tokens alone are left out.
     confidence : float
         Level of the intervals.
 
@@ -153,10 +160,10 @@ def attention_distance(
                 "before them: expected rows times columns to be both."
             )
         apart = grid_distances(*grid)
-    patterns = patterns / patterns.sum(KEY)
-    found = _from_patterns(
-        patterns.fillna(0) if not n_prefix else patterns, ["distance"], what, confidence, apart=apart
-    )
+    patterns = patterns.astype(np.result_type(patterns.dtype, np.float32))
+    total = patterns.sum(KEY, skipna=False)
+    # A query with nothing left to attend to is a row of zeros, which is left out; NaN stays.
+    found = _from_patterns((patterns / total).where(total != 0, 0.0), ["distance"], what, confidence, apart=apart)
     return found.assign(uniform_distance=((), float(apart.mean())))
 
 
@@ -178,16 +185,38 @@ def mean_pattern(data: OneLayer) -> xr.Dataset:
     ------
     DimensionError, NotFoundError
         As `attention_entropy` does.
+    InvalidInputError
+        Examples were selected from a layer that keeps the mean of all of them alone.
 
     Notes
     -----
     NaN stays NaN. One pass, none where a capture kept the mean in place of patterns.
     """
     held = summary_of(data, MEAN_PATTERN)
+    if held is not None:
+        _require_all_examples(held, data)
     mean = (
         held.astype(np.float64) if held is not None else patterns_of(data).mean(EXAMPLE, dtype=np.float64, skipna=False)
     )
     return described_attention({"pattern": mean}, data, "mean attention pattern", {})
+
+
+def with_interval(name: str, values: xr.DataArray, level: float) -> dict[str, xr.DataArray]:
+    """Return the mean over examples, lazy where the values are, and the limits of Student's t, by name."""
+    n = values.sizes[EXAMPLE]
+    mean = values.mean(EXAMPLE, skipna=False)
+    reach = stats.t.ppf((1 + level) / 2, n - 1) / math.sqrt(n) if n > 1 else math.nan
+    half = reach * values.std(EXAMPLE, ddof=1, skipna=False) if n > 1 else mean * math.nan
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+def _require_all_examples(mean: xr.DataArray, data: OneLayer) -> None:
+    n, of = data.sizes.get(EXAMPLE), mean.attrs.get("n_examples")
+    if n is not None and of is not None and n != of:
+        raise InvalidInputError(
+            f"The layer holds the mean pattern of {of} examples and {n} were selected: the mean of some needs "
+            "patterns, so capture the kind attentions, or ask about all examples."
+        )
 
 
 def described_attention(
@@ -261,9 +290,5 @@ def _with_intervals(
     level = require_level(confidence)
     found: dict[str, xr.DataArray] = {}
     for name, one in values.items():
-        n = one.sizes[EXAMPLE]
-        mean = one.mean(EXAMPLE, skipna=False)
-        reach = stats.t.ppf((1 + level) / 2, n - 1) / math.sqrt(n) if n > 1 else math.nan
-        half = reach * one.std(EXAMPLE, ddof=1, skipna=False) if n > 1 else mean * math.nan
-        found |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+        found |= with_interval(name, one, level)
     return described_attention(found, data, what, {"confidence": confidence, "threshold": threshold})

@@ -24,13 +24,14 @@ def half_risen(
     Returns
     -------
     half, before : ndarray (column,)
-        NaN where the intervals of the first and of the largest value overlap: nothing has risen for sure.
+        NaN where the intervals of the first and of the largest value overlap, nothing having risen for sure, and where
+        a value is NaN.
     """
     n = share.shape[1]
     half, before = np.full(n, np.nan), np.full(n, np.nan)
     for layer in range(n):
         top = int(share[:, layer].argmax())
-        if low[top, layer] <= high[0, layer]:
+        if not (np.isfinite(share[:, layer]).all() and low[top, layer] > high[0, layer]):
             continue
         middle = (share[0, layer] + share[top, layer]) / 2
         at = int((share[:, layer] >= middle).argmax())

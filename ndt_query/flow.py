@@ -10,15 +10,15 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import stats
 
+from ndt_query.attention import with_interval
 from ndt_query.attention_data import attention_layers, patterns_of
 from ndt_query.inputs import require_number
 from ndt_query.intervals import require_level
 from ndt_query.kernels.flow import maximal_flow, mixed, rollout, throughput
 from ndt_query.layers import Whole, software
-from ndt_store.dims import CHECKPOINT, EXAMPLE, HEAD, KEY, LAYER, QUERY, TOKEN
-from ndt_store.errors import DimensionError, NotFoundError
+from ndt_store.dims import ATTENTIONS, CHECKPOINT, EXAMPLE, HEAD, KEY, LAYER, QUERY, TOKEN
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 
 __all__ = ["attention_flow", "attention_rollout", "flow_metrics"]
 
@@ -36,7 +36,8 @@ def attention_rollout(store: Whole, *, layers: Sequence[str] | None = None, resi
     store : Store, DataTree or mapping of layers
         Attention patterns, as many queries as keys and as many in each layer.
     layers : sequence of str, optional
-        In order of depth; by default all that hold patterns, in the order of capture.
+        In order of depth; by default all that hold patterns, in the order of capture. Name those of one stack where
+        there are several, such as an encoder and a decoder.
     residual : bool
         Add the residual stream: heads are averaged, the identity is added, and rows are made to sum to 1. Without it
         heads are averaged alone.
@@ -52,6 +53,8 @@ def attention_rollout(store: Whole, *, layers: Sequence[str] | None = None, resi
         A layer is not there or holds no patterns.
     DimensionError
         Layers differ in their tokens, or have other keys than queries.
+    InvalidInputError
+        Several layers of a DataTree, which keeps no order of depth, and `layers` is not given.
 
     Notes
     -----
@@ -175,11 +178,7 @@ def flow_metrics(
     values = {name: measures.isel(measure=place) for place, name in enumerate(MEASURES)} | {"throughput": passed}
     found: dict[str, xr.DataArray] = {}
     for name, one in values.items():
-        n = one.sizes[EXAMPLE]
-        mean = one.mean(EXAMPLE, skipna=False)
-        reach = stats.t.ppf((1 + level) / 2, n - 1) / math.sqrt(n) if n > 1 else math.nan
-        half = reach * one.std(EXAMPLE, ddof=1, skipna=False) if n > 1 else mean * math.nan
-        found |= {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+        found |= with_interval(name, one, level)
     result = xr.Dataset(found).compute()
     result["bottleneck"] = result["throughput_low"] > factor / result.sizes[TOKEN]
     result = result.drop_vars([name for name in result.coords if name not in (CHECKPOINT, TOKEN)])
@@ -191,10 +190,16 @@ def flow_metrics(
 
 def _chosen(store: Whole, layers: Sequence[str] | None) -> dict[str, xr.DataArray]:
     held = dict(attention_layers(store))
+    able = [name for name, one in held.items() if ATTENTIONS in one]
+    if layers is None and isinstance(store, xr.DataTree) and len(able) > 1:
+        raise InvalidInputError(
+            f"A DataTree keeps its layers by name and not by depth: give layers= in order, of {', '.join(able)}, or "
+            "pass the store."
+        )
     missing = [name for name in layers or [] if name not in held]
     if missing:
         raise NotFoundError(f"There is no attention of layer {missing[0]!r}: there is of {', '.join(held)}.")
-    found = {name: patterns_of(held[name]) for name in (layers if layers is not None else held)}
+    found = {name: patterns_of(held[name]) for name in (layers if layers is not None else able or held)}
     sizes = {(one.sizes[QUERY], one.sizes[KEY]) for one in found.values()}
     if len(sizes) > 1 or any(q != k for q, k in sizes):
         said = ", ".join(f"{name} {one.sizes[QUERY]} x {one.sizes[KEY]}" for name, one in found.items())

@@ -60,8 +60,8 @@ def cluster_heads(
     -------
     Dataset
         Over (checkpoint, member), one member for each head, labelled by ``layer_of`` and ``head_of``: ``label`` by
-        k-means with `k` clusters, ``best_label`` with ``best_k`` (checkpoint) clusters, the number from 2 to 6 whose
-        ``silhouette`` (checkpoint, k) is largest; ``entropy`` and ``distance`` of the head. Over (checkpoint, k):
+        k-means with `k` clusters, ``best_label`` with ``best_k`` (checkpoint) clusters, the number from 2 to 6, or `k`,
+        whose ``silhouette`` (checkpoint, k) is largest; ``entropy`` and ``distance`` of the head. Over (checkpoint, k):
         ``p_value``, the share of clouds that reach the silhouette, and over checkpoint ``best_p_value``, the same for
         the largest of all. ``stability`` (checkpoint): mean adjusted Rand index between `label` and that of resampled
         examples, 1 where it never changes, 0 by chance. Over (checkpoint, cluster), of `label`: ``centre`` (..., query,
@@ -101,7 +101,7 @@ def cluster_heads(
     n = len(members["layer_of"][1])
     if n <= k:
         raise InvalidInputError(f"There are {n} heads and k={k} clusters: expected more heads than clusters.")
-    ks = sorted({*range(2, min(MOST_CLUSTERS, n - 1) + 1), k})
+    ks = sorted({*range(2, min(MOST_CLUSTERS, n - 1) + 1), k})  # of which the best is one of all
     rows = []
     for place in range(len(steps)):
         means, weights = _group_means(patterns, place, n_groups, seed, memory)
@@ -196,11 +196,19 @@ def _members(patterns: dict[str, xr.DataArray]) -> tuple[NDArray[np.int64], dict
     if len(sizes) > 1:
         found = " and ".join(f"{q} x {k}" for q, k in sorted(sizes))
         raise DimensionError(f"Layers have patterns of {found}: select layers with as many tokens, or ask one by one.")
+    first = next(iter(patterns.values()))
+    for name, one in patterns.items():
+        for dim in (CHECKPOINT, EXAMPLE):
+            if not np.array_equal(_labels(one, dim), _labels(first, dim)):
+                raise DimensionError(f"Layer {name!r} has another {dim} than the first layer: select the same of each.")
     layer_of = [name for name, one in patterns.items() for _ in range(one.sizes[HEAD])]
     head_of = [int(head) for one in patterns.values() for head in one[HEAD].values]
-    first = next(iter(patterns.values()))
-    steps = np.atleast_1d(first[CHECKPOINT].values) if CHECKPOINT in first.coords else np.zeros(1, np.int64)
-    return steps, {"layer_of": (MEMBER, layer_of), "head_of": (MEMBER, head_of)}
+    return _labels(first, CHECKPOINT), {"layer_of": (MEMBER, layer_of), "head_of": (MEMBER, head_of)}
+
+
+def _labels(one: xr.DataArray, dim: str) -> NDArray[Any]:
+    """Return the labels of a dimension, which count from 0 where there are none."""
+    return np.atleast_1d(one[dim].values) if dim in one.coords else np.arange(one.sizes.get(dim, 1))
 
 
 def _group_means(
@@ -262,12 +270,6 @@ def _clustered(
         "size": np.bincount(labels, minlength=k),
         "linkage": ward(narrow),
     }
-
-
-def _mean_of(patterns: F64) -> F64:
-    """Mean pattern of some heads, NaN of none."""
-    found: F64 = patterns.mean(axis=0) if len(patterns) else np.full(patterns.shape[1:], np.nan)
-    return found
 
 
 def _of_members(parts: Sequence[xr.DataArray]) -> F64:

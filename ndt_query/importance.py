@@ -45,9 +45,11 @@ def head_importance(
     -------
     Dataset
         Over (step, ablation, layer, head): ``accuracy_drop`` and ``margin_drop``, the whole model less the one without
-        the head, mean over examples, with ``_low`` and ``_high``, Student's t over the examples' differences;
+        the head, mean over examples, with ``_low`` and ``_high``: of margins Student's t over examples, of
+        accuracies Bonett and Price's limits for paired shares, which are not 0 where no example changed;
         ``p_value``, the exact McNemar test of the examples that change sides, and ``q_value``, Benjamini-Hochberg's
-        over the heads of a step and ablation. ``class_accuracy_drop`` (..., class), the same of each class's examples.
+        over the heads of a step and ablation. ``class_accuracy_drop`` (..., class), the same of each class's examples,
+        with limits.
         Over (step, layer, head): ``gradient_importance``, the mean of |dL / d xi|, with ``_low`` and ``_high``. Over
         (step, ablation): ``rank_correlation``, Spearman's between gradient importance and margin drop over all heads,
         with ``rank_p_value`` of shuffled heads. ``whole_accuracy`` (step).
@@ -61,6 +63,11 @@ def head_importance(
     -----
     Intervals are over examples of one trained network: another seed is not in them. NaN where a layer has fewer heads
     than others. Heads back each other up, so that what each costs alone does not add up.
+
+    References
+    ----------
+    D. Bonett and R. Price, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired
+    data", Journal of Educational and Behavioral Statistics 37, 2012.
     """
     level = require_level(confidence)
     require_count("n_permutations", n_permutations, 1)
@@ -74,8 +81,8 @@ def head_importance(
     gradients = given["gradient_importance"].transpose(STEP, *_HEADS, EXAMPLE).values.astype(np.float64)
     over = (STEP, METHOD, *_HEADS)
     found: dict[str, Any] = {}
+    found |= _with_limits("accuracy_drop", lost, over, level)
     for name, values, dims in (
-        ("accuracy_drop", lost, over),
         ("margin_drop", fallen, over),
         ("gradient_importance", gradients, (STEP, *_HEADS)),
     ):
@@ -85,8 +92,8 @@ def head_importance(
     found["p_value"], found["q_value"] = (over, p_value), (over, _over_heads(p_value))
     labels = given["label"].values
     classes = np.unique(labels)
-    of_class = np.stack([lost[..., labels == one].mean(axis=-1) for one in classes], axis=-1)
-    found["class_accuracy_drop"] = ((*over, CLASS), of_class)
+    parts = [_with_limits("class_accuracy_drop", lost[..., labels == one], over, level) for one in classes]
+    found |= {name: ((*over, CLASS), np.stack([part[name][1] for part in parts], axis=-1)) for name in parts[0]}
     correlation, rank_p = _ranks(found["gradient_importance"][1], found["margin_drop"][1], n_permutations, seed)
     found["rank_correlation"], found["rank_p_value"] = ((STEP, METHOD), correlation), ((STEP, METHOD), rank_p)
     found["whole_accuracy"] = (STEP, whole.mean(axis=-1))
@@ -109,6 +116,16 @@ def _experiment(store: Store | xr.Dataset) -> xr.Dataset:
             "capture.ablate_heads."
         )
     return store.experiment(EXPERIMENT)
+
+
+def _with_limits(name: str, lost: F64, over: tuple[str, ...], level: float) -> dict[str, tuple[tuple[str, ...], F64]]:
+    """Mean of (..., example) of -1, 0 and 1, and the limits of Bonett and Price."""
+    n = lost.shape[-1] + 2
+    down, up = ((lost == sign).sum(axis=-1) + 1 for sign in (1, -1))
+    middle = np.where(np.isnan(lost).any(axis=-1), np.nan, (down - up) / n)
+    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(((down + up) / n - middle**2) / n)
+    low, high = np.maximum(middle - reach, -1), np.minimum(middle + reach, 1)
+    return {name: (over, lost.mean(axis=-1)), f"{name}_low": (over, low), f"{name}_high": (over, high)}
 
 
 def _mcnemar(lost: F64) -> F64:

@@ -25,6 +25,7 @@ I64 = NDArray[np.int64]
 
 HEADS: Final = "@heads"
 MOST_ROWS: Final = 8192
+N_SHUFFLES: Final = 20
 ALPHA: Final = 1.0
 TASKS: Final = ("class", "position")
 KIND: Final = "kind"
@@ -69,7 +70,8 @@ def probe_heads(
     Dataset ([checkpoint,] layer, head)
         For ``class``, from the mean over tokens, and ``position``, from each token, one of which a row is:
         ``TASK_accuracy`` on held-out examples, with ``TASK_low`` and ``TASK_high``; ``TASK_control``, the accuracy of
-        the same probe for shuffled labels (control task, Hewitt and Liang 2019); ``TASK_gain``, ``(accuracy - control)
+        the same probe for shuffled labels (control task, Hewitt and Liang 2019), of classes the mean over 20 shuffles;
+        ``TASK_gain``, ``(accuracy - control)
         / (1 - control)``. ``entropy`` of the head's attention, where the store holds it. Attributes ``class_chance``
         and ``position_chance`` are the shares of the most frequent label. Heads that others have more of are NaN.
 
@@ -84,10 +86,10 @@ def probe_heads(
 
     Notes
     -----
-    The probe is a ridge classifier (scikit-learn's, penalty 1 on standardised features). Folds hold whole examples, so
-    that no token of a held-out example is trained on; positions are shuffled within examples, and taken of so many
-    examples that there are some 8,000 rows. Intervals of classes are Clopper and Pearson's over examples; those of
-    positions are Student's t over examples, whose tokens are not independent. One pass; memory is that of one
+    The probe is a ridge classifier (penalty 1 on standardised features). Folds hold whole examples, so that no token of
+    a held-out example is trained on. Classes are shuffled within folds, positions within examples; positions are taken
+    of so many examples that there are some 8,000 rows. Intervals of classes are Clopper and Pearson's over examples;
+    those of positions are Student's t over examples, whose tokens are not independent. One pass; memory is that of one
     checkpoint of one layer.
     """
     require_count("n_folds", n_folds, 2)
@@ -199,7 +201,7 @@ def _entropies(store: Any, found: Mapping[str, Any]) -> dict[str, xr.DataArray]:
 
 @dataclass(frozen=True)
 class _Tasks:
-    """Labels, shuffled labels, and folds, of the classes (example,) and of the positions (example drawn, token)."""
+    """Labels and folds of classes (example,) and positions (example drawn, token); shuffled (shuffle, example)."""
 
     codes: I64
     shuffled: I64
@@ -214,11 +216,14 @@ class _Tasks:
         from sklearn.model_selection import StratifiedKFold
 
         rng = np.random.default_rng(seed)
-        shuffled = rng.permutation(codes)
         folds, turn = np.empty(len(codes), np.int64), np.empty(len(codes), np.int64)
         dealt = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(codes, codes)
         for fold, (_, held) in enumerate(dealt):
             folds[held], turn[held] = fold, rng.permutation(len(held))
+        # Within folds, so that every fold holds as many of each class, as it does of the true labels.
+        shuffled = np.tile(codes, (N_SHUFFLES, 1))
+        for fold in range(n_folds):
+            shuffled[:, folds == fold] = rng.permuted(shuffled[:, folds == fold], axis=1)
         # From each fold in turn, so that none is left without.
         drawn = np.argsort(turn, kind="stable")[: max(n_folds, MOST_ROWS // n_tokens)]
         positions = np.tile(np.arange(n_tokens), (len(drawn), 1))
@@ -238,15 +243,15 @@ def _of_head(values: F64, tasks: _Tasks) -> dict[str, float]:
     if not np.isfinite(values).all():
         return dict.fromkeys(names, np.nan)
     mean = values.mean(axis=1)
-    right = _held_out(mean, tasks.codes, tasks.folds) == tasks.codes
-    control = (_held_out(mean, tasks.shuffled, tasks.folds) == tasks.shuffled).mean()
+    sets = np.concatenate([tasks.codes[None], tasks.shuffled])
+    told = _held_out(mean, sets, tasks.folds) == sets
+    right, control = told[0], told[1:].mean()
     low, high = clopper_pearson(right.sum(), len(right))
     tokens = values[tasks.drawn].reshape(tasks.positions.size, -1)
     folds = np.repeat(tasks.folds[tasks.drawn], tasks.positions.shape[1])
-    placed, by_chance = (
-        (_held_out(tokens, labels.ravel(), folds).reshape(labels.shape) == labels).mean(axis=1)
-        for labels in (tasks.positions, tasks.mixed)
-    )
+    places = np.stack([tasks.positions, tasks.mixed])
+    found_places = _held_out(tokens, places.reshape(2, -1), folds).reshape(places.shape)
+    placed, by_chance = (found_places == places).mean(axis=2)
     of_position = mean_ci(placed)
     found = [right.mean(), low, high, control, _gain(right.mean(), control)]
     found += [of_position.estimate, of_position.low, of_position.high, by_chance.mean()]
@@ -259,14 +264,18 @@ def _gain(accuracy: float, control: float) -> float:
 
 
 def _held_out(features: F64, labels: I64, folds: I64) -> I64:
-    """Predict every fold from the others."""
-    from sklearn.linear_model import RidgeClassifier
+    """Predict every fold from the others, for several sets of labels (set, row) of 0, 1, ... at once."""
+    from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
 
-    found = np.empty(len(labels), labels.dtype)
+    found = np.empty_like(labels)
+    # One column a class, 1 or -1, as scikit-learn's RidgeClassifier has it; sets share what is solved for.
+    targets = 2.0 * (labels.T[:, :, None] == np.arange(labels.max() + 1)) - 1
+    columns = targets.reshape(len(features), -1)
     for fold in np.unique(folds):
         rest, held = folds != fold, folds == fold
         scaler = StandardScaler().fit(features[rest])
-        probe = RidgeClassifier(ALPHA).fit(scaler.transform(features[rest]), labels[rest])
-        found[held] = probe.predict(scaler.transform(features[held]))
+        probe = Ridge(ALPHA).fit(scaler.transform(features[rest]), columns[rest])
+        scores = probe.predict(scaler.transform(features[held])).reshape(-1, *targets.shape[1:])
+        found[:, held] = scores.argmax(axis=2).T
     return found

@@ -96,6 +96,8 @@ def _between(values: F64, codes: NDArray[Any], orders: NDArray[Any], n_classes: 
     """Share of variance between classes of (example, head, key), for the classes and for permutations of them."""
     n, n_heads, n_keys = values.shape
     centred = values - values.mean(axis=0)
+    # What never varies is 0 exactly, and not what rounding of its mean leaves.
+    centred[:, np.ptp(values, axis=0) == 0] = 0.0
     flat = centred.reshape(n, -1)
     total = np.einsum("ehk,ehk->h", centred, centred)
     sizes = np.bincount(codes, minlength=n_classes)
@@ -156,9 +158,10 @@ def head_specialisation(
     Dataset
         ``divergence`` ([checkpoint,] head, other_head): the Jensen-Shannon divergence between the mean patterns of two
         heads, mean over queries, in bits: 0 where they are the same, at most 1. Over [checkpoint]: ``specialisation``,
-        its mean over pairs of heads, with ``specialisation_low`` and ``specialisation_high`` by a jackknife over
-        groups; ``null_mean`` and ``null_95`` of permutations; ``p_value``. ``of_head`` ([checkpoint,] head): the mean
-        divergence of a head from the others.
+        its mean over pairs of heads, with ``specialisation_low`` and ``specialisation_high``, corrected for the bias of
+        finite examples by a jackknife over groups, and so slightly below 0 at times where heads are the same;
+        ``null_mean`` and ``null_95`` of permutations; ``p_value``. ``of_head`` ([checkpoint,] head): the mean
+        divergence of a head from the others. ``divergence`` and ``of_head`` are not corrected.
 
     Raises
     ------
@@ -171,8 +174,10 @@ def head_specialisation(
 
     Notes
     -----
-    The null says that heads are exchangeable: in each group the mean patterns are dealt to the heads at random. Finite
-    examples make the divergence of equal heads larger than 0; ``null_mean`` is by how much. One pass, and
+    The null says that heads are exchangeable: in each group the mean patterns are dealt to the heads at random. It
+    serves the p value alone: where heads differ, dealing them mixes what differs, and the null rises with it. Of
+    nominal 95% intervals 98 to 100% hold the divergence of 4 heads from 100 and 500 examples; without the correction,
+    which finite examples raise by about one over their number, none does. One pass, and
     ``8 group * head * query * key`` bytes for a checkpoint.
 
     References
@@ -220,7 +225,7 @@ def _specialised(means: F64, weights: F64, shuffles: NDArray[Any], level: float)
     left_out = np.array(
         [divergences((whole - w * one) / (1 - w))[upper].mean() for w, one in zip(weights, means, strict=True)]
     )
-    interval = jackknife(left_out, estimate, confidence=level)
+    interval = jackknife(left_out, estimate, confidence=level, correct_bias=True)
     null = np.empty(len(shuffles))
     for place, order in enumerate(shuffles):
         dealt = np.zeros_like(whole)
@@ -231,8 +236,8 @@ def _specialised(means: F64, weights: F64, shuffles: NDArray[Any], level: float)
     return {
         "divergence": apart,
         "of_head": apart.sum(axis=1) / (n_heads - 1),
-        "specialisation": estimate,
-        "specialisation_low": np.maximum(interval.low, 0.0),
+        "specialisation": interval.estimate,
+        "specialisation_low": interval.low,
         "specialisation_high": interval.high,
         "null_mean": null.mean(),
         "null_95": np.quantile(null, 0.95),

@@ -73,12 +73,13 @@ def _head(study: xr.DataTree, measures: xr.Dataset, layer: str, place: int) -> d
     if "selectivity" in study.children:
         told = study["selectivity"].to_dataset().sel({LAYER: layer}).isel({HEAD: place, CHECKPOINT: -1})
         found["selective"] = f"{float(told['eta_squared']):.2f} (q {float(told['q_value']):.2g})"
-    if "categories" in study.children:
-        found["category"] = str(
-            study["categories"].to_dataset()["category"].sel({LAYER: layer}).isel({HEAD: place, CHECKPOINT: -1}).item()
-        )
-        probed = study["probes"].to_dataset().sel({LAYER: layer}).isel({HEAD: place})
-        found["class_accuracy"] = _ends(probed["class_accuracy"].values, ".0%")
+    called = study["categories"].to_dataset()["category"] if "categories" in study.children else None
+    if called is not None and layer in called[LAYER].values:
+        called = called.sel({LAYER: layer}).isel({CHECKPOINT: -1})
+        if place < called.sizes[HEAD]:
+            found["category"] = str(called.isel({HEAD: place}).item())
+            probed = study["probes"].to_dataset().sel({LAYER: layer}).isel({HEAD: place})
+            found["class_accuracy"] = _ends(probed["class_accuracy"].values, ".0%")
     if "importance" in study.children:
         worth = study["importance"].to_dataset()
         if layer in worth[LAYER].values:
@@ -101,7 +102,7 @@ def _layers(study: xr.DataTree) -> list[dict[str, str]]:
                 "layer": str(layer),
                 "first": _with_interval(one.isel({CHECKPOINT: 0})),
                 "last": _with_interval(one.isel({CHECKPOINT: -1})),
-                "null": f"{float(one['null_95'][-1]):.3f}",
+                "p": f"{float(one['p_value'][-1]):.2g}",
                 "when": when,
             }
         )

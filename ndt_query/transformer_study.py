@@ -30,6 +30,8 @@ __all__ = ["transformer_study"]
 N_MOMENTS: Final = 8
 MOST_IMAGES: Final = 100
 LEFT_OUT: Final = "left_out"
+NEEDS: Final = {"evolution": "clusters", "probes": "measures", "categories": "probes"}
+"""Questions that begin with the answer to another."""
 
 Progress = Callable[[int, int], None]
 
@@ -123,7 +125,7 @@ def transformer_study(
         questions.pop("probes")
         questions.pop("categories")
     for done, (name, ask) in enumerate(questions.items(), 1):
-        if name == "evolution" and "clusters" not in nodes:
+        if NEEDS.get(name, name) in left_out:
             continue
         try:
             nodes[name] = ask().compute()

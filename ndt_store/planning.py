@@ -226,6 +226,8 @@ def _plan_tap(plan: _Plan, tap: Tap, n: int, codec: str, block_nbytes: int) -> N
         attrs["valid_range"] = [0.0, 1.0]
     if tap.kind == GRADIENTS:
         attrs["of"] = "one example's own scalar; examples do not mix"
+    if tap.kind == MEAN_PATTERN:
+        attrs["n_examples"] = n
     sizes = tap.sizes if tap.kind == MEAN_PATTERN else (n, *tap.sizes)
     rows = sizes[0] if tap.kind == MEAN_PATTERN else rows_per_block(sizes, tap.dtype, block_nbytes)
     plan.cube(layer_path(tap.layer, tap.kind), tap.dims, sizes, tap.dtype, codec, rows, **attrs)

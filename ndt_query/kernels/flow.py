@@ -61,9 +61,11 @@ def maximal_flow(layers: Sequence[F64]) -> F64:
     Notes
     -----
     scipy's algorithm of Dinic, on capacities in units of 2^-30 of a row: exact to about ``token`` of these. One flow
-    for each pair of tokens.
+    for each pair of tokens. NaN anywhere makes all of it NaN.
     """
     n, depth = layers[0].shape[0], len(layers)
+    if not all(np.isfinite(one).all() for one in layers):
+        return np.full((n, n), np.nan)
     capacity = [np.rint(np.clip(one, 0, None) * WHOLE).astype(np.int32) for one in layers]
     rows, columns, values = [], [], []
     for level, one in enumerate(capacity):  # level 0 lies between the inputs, nodes 0 to n - 1, and the next tokens

@@ -159,7 +159,7 @@ def attention_measures(result: xr.Dataset, *, measures: Sequence[str] | None = N
 
 @styled
 def head_specialisation(result: xr.Dataset, *, categories: xr.Dataset | None = None) -> Figure:
-    """Draw how different the heads of each layer are over training, beside what exchangeable heads give.
+    """Draw how different the heads of each layer are over training.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def head_specialisation(result: xr.Dataset, *, categories: xr.Dataset | None = N
     Returns
     -------
     Figure
-        Left: lines are layers, with 95% intervals; dashed, the 95th percentile of the null. Bars below span the two
+        Left: lines are layers, with intervals, corrected for the bias of finite examples. Bars below span the two
         checkpoints between which half of a layer's rise happened. Right, with `categories`: shares of heads.
 
     Raises
@@ -196,7 +196,6 @@ def head_specialisation(result: xr.Dataset, *, categories: xr.Dataset | None = N
         low, high = one["specialisation_low"], one["specialisation_high"]
         axes.fill_between(steps, low, high, color=colours[layer], alpha=0.15, linewidth=0)
         axes.plot(steps, one["specialisation"], marker="o", color=colours[layer], label=tail(layer, 26) or None)
-        axes.plot(steps, one["null_95"], color=colours[layer], linewidth=0.8, linestyle=(0, (3, 2)))
         if below is not None and np.isfinite(one["half"]):
             below.plot(
                 [one["half_after"], one["half"]],
@@ -205,9 +204,8 @@ def head_specialisation(result: xr.Dataset, *, categories: xr.Dataset | None = N
                 linewidth=4,
                 solid_capstyle="butt",
             )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=min(0.0, float(result["specialisation_low"].min())))
     axes.set_ylabel("divergence of heads, bits")
-    axes.set_title("dashed: 95% of exchangeable heads stay below", fontsize=6.5, color=GREY)
     if below is not None:
         axes.tick_params(labelbottom=False)
         below.set_yticks(range(len(layers)), [tail(one, 20) for one in layers], fontsize=5.5)

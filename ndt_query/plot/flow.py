@@ -38,7 +38,8 @@ def attention_flow(patterns: xr.Dataset, metrics: xr.Dataset, *, checkpoint: int
     -------
     Figure
         Double column. Left: tokens at each depth, the inputs at the bottom; a line is attention, mean over heads and
-        examples, as wide as it carries of all flow; orange tokens are bottlenecks. Right: flow entropy, input diversity
+        examples, as wide as what it carries is beside the other lines of its layer; what passes by the residual stream
+        has no line. Orange tokens are bottlenecks. Right: flow entropy, input diversity
         and output concentration over training, with intervals.
 
     Raises

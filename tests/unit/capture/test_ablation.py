@@ -137,6 +137,14 @@ def test_gradient_importance__is_the_derivative_by_a_factor_of_the_head(data):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradient_importance__of_a_half_precision_model_is_near_that_of_the_same_in_float32(data, dtype):
+    model = seeded(lambda: TokenClassifier(SDPABlock(key_heads=4), width=WIDTH))
+    whole = ablate(model, data)["gradient_importance"]
+    half = ablate(model.to(dtype), (data[0].to(dtype), data[1]))["gradient_importance"]
+    np.testing.assert_allclose(half.mean("example"), whole.mean("example"), rtol=0.1, atol=1e-3)
+
+
 def test_a_head_that_alone_carries_a_class_costs_that_class():
     """Head 1 passes on the part of the tokens that names class 2; both heads attend to all tokens alike."""
 

@@ -123,6 +123,28 @@ def test_distance__on_a_grid_after_a_class_token(rng):
         nq.attention_distance(att, grid=(2, 2), n_prefix=1)
 
 
+def test_distance__leaves_out_queries_of_the_class_token_alone_and_keeps_nan(rng):
+    values = noise(rng, tokens=5, dtype=np.float16)
+    values[0, 3, 1, 2] = [1, 0, 0, 0, 0]
+    values[1, 3, 1, 2, 2] = np.nan
+    for options in ({"n_prefix": 1}, {"n_prefix": 1, "grid": (2, 2)}):
+        found = nq.attention_distance(patterns(values), **options)["distance"].values
+        assert np.isfinite(found[0]).all()
+        assert np.isnan(found[1]).tolist() == [False, True, False, False]
+    four = noise(rng, tokens=4)
+    four[1, 0, 2, 1, 1] = np.nan
+    found = nq.attention_distance(patterns(four), grid=(2, 2))["distance"].values
+    assert np.isnan(found).tolist() == [[False] * 4, [False, False, True, False]]
+
+
+def test_mean_pattern__of_some_examples_is_not_taken_for_that_of_all(random):
+    mean = random.mean("example", dtype=np.float64).assign_attrs(n_examples=60)
+    kept = xr.Dataset({"attention_mean": mean, "attention_entropy": random.isel(query=0, key=0, drop=True)})
+    assert nq.mean_pattern(kept)["pattern"].shape == mean.shape
+    with pytest.raises(InvalidInputError, match="mean pattern of 60 examples and 2 were selected"):
+        nq.mean_pattern(kept.isel(example=slice(2)))
+
+
 def test_layers__are_stacked_and_padded(rng):
     layers = {"a": patterns(noise(rng)), "b": patterns(noise(rng, heads=2, tokens=5))}
     found = nq.attention_entropy(layers)

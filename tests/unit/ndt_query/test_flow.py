@@ -130,3 +130,29 @@ def test_flow__names_what_is_wrong(layers, rng):
         nq.attention_flow(layers, [7])
     with pytest.raises(InvalidInputError, match="factor"):
         nq.flow_metrics(layers, factor=-1)
+
+
+def test_flow__of_nan_is_nan_for_its_example_alone(rng):
+    values = noise(rng, n=2, heads=2, tokens=4, steps=1, dtype=np.float64)
+    values[0, 1, 0, 2, 3] = np.nan
+    layers = {"a": patterns(values), "b": patterns(noise(rng, n=2, heads=2, tokens=4, steps=1))}
+    rolled, flow = nq.attention_rollout(layers), nq.attention_flow(layers, [100, 101])
+    for found in (rolled, flow):
+        assert np.isfinite(found.sel(example=100)).all()
+        assert np.isnan(found.sel(example=101)).any()
+    assert np.isnan(flow.sel(example=101)).all()
+
+
+def test_rollout__of_a_tree_needs_the_order_of_its_layers(rng):
+    names = [f"block.{n}" for n in range(11)]
+    layers = {name: patterns(noise(rng, n=3, heads=1, tokens=3)) for name in names}
+    nodes = {f"layers/{name}": one.to_dataset(name="attentions") for name, one in layers.items()}
+    tree = xr.DataTree.from_dict(nodes)
+    with pytest.raises(InvalidInputError, match="by name and not by depth"):
+        nq.attention_rollout(tree)
+    xr.testing.assert_allclose(nq.attention_rollout(tree, layers=names), nq.attention_rollout(layers))
+
+
+def test_rollout__is_of_the_layers_that_hold_patterns(rng):
+    layers = {"a": patterns(noise(rng)), "b": xr.Dataset({"attention_mean": patterns(noise(rng)).mean("example")})}
+    xr.testing.assert_allclose(nq.attention_rollout(layers), nq.attention_rollout({"a": layers["a"]}))

@@ -70,6 +70,18 @@ def test_clusters__of_one_layer_or_checkpoint(planted):
     assert set(one["layer_of"].values) == {""}
 
 
+def test_clusters__need_the_same_checkpoints_and_examples_in_all_layers(rng):
+    one = patterns(noise(rng, heads=8))
+    for dim, labels in (("checkpoint", [10, 0]), ("example", np.arange(60))):
+        with pytest.raises(DimensionError, match=f"Layer 'b' has another {dim}"):
+            nq.cluster_heads({"a": one, "b": one.assign_coords({dim: labels})})
+
+
+def test_clusters__need_no_checkpoint_labels(rng):
+    bare = patterns(noise(rng, heads=8)).drop_vars("checkpoint")
+    assert nq.cluster_heads(bare, n_null=2)["checkpoint"].values.tolist() == [0, 1]
+
+
 def test_evolution__counts_what_moves(found):
     labels = np.array([[0, 0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2, 2, 2], [0] * 8])
     clusters = found[["label"]].isel(checkpoint=[0, 1, 0, 1]).assign_coords(checkpoint=[0, 1, 2, 3])

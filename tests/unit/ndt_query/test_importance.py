@@ -66,7 +66,10 @@ def test_importance__has_paired_intervals_and_mcnemars_test(rng):
     experiment["correct"] = (experiment["correct"].dims, correct.astype(np.int32))
     found = nq.head_importance(experiment).isel(step=1, ablation=0, layer=1, head=3)
     difference = whole[1].astype(float) - correct[1, 0, 1, 3]
-    low, high = stats.t.interval(0.95, N - 1, difference.mean(), stats.sem(difference))
+    lost, won = (int((difference == sign).sum()) + 1 for sign in (1, -1))
+    share = (lost - won) / (N + 2)
+    reach = 1.959964 * np.sqrt(((lost + won) / (N + 2) - share**2) / (N + 2))
+    low, high = share - reach, share + reach
     assert [
         float(found[name]) for name in ("accuracy_drop", "accuracy_drop_low", "accuracy_drop_high")
     ] == pytest.approx([difference.mean(), low, high])
@@ -78,6 +81,25 @@ def test_importance__has_paired_intervals_and_mcnemars_test(rng):
     drops = nq.head_importance(experiment)["margin_drop"][1, 0]
     expected = stats.spearmanr(gradients.values.ravel(), drops.values.ravel()).statistic
     assert float(found["rank_correlation"]) == pytest.approx(expected)
+
+
+def test_importance__where_nothing_changed_is_not_sure_of_0(rng):
+    experiment = ablated(rng, {})
+    found = nq.head_importance(experiment)
+    assert (found["accuracy_drop"] == 0).all()
+    assert (found["accuracy_drop_high"] > 1 / N).all()
+    assert (found["accuracy_drop_low"] < -1 / N).all()
+    assert (found["class_accuracy_drop_high"] > found["accuracy_drop_high"]).all()
+
+
+def test_importance__intervals_hold_rare_changes(rng):
+    """Two examples in a thousand change on average, of 100: Student's t holds that in less than a fifth of draws."""
+    from ndt_query.importance import _with_limits
+
+    lost = (rng.random((2000, 100)) < 0.002).astype(float)
+    limits = _with_limits("x", lost, ("draw",), 0.95)
+    low, high = limits["x_low"][1], limits["x_high"][1]
+    assert ((low <= 0.002) & (high >= 0.002)).mean() > 0.93
 
 
 def test_importance__in_noise_finds_no_head(rng):

@@ -88,6 +88,14 @@ def test_prediction__of_one_run_holds_out_heads_alone(runs):
     assert np.isfinite(found["r2"].sel(scheme="heads"))
 
 
+def test_prediction__of_two_heads_a_layer_has_no_null():
+    rng = np.random.default_rng(4)
+    found = nq.predict_specialisation({f"seed {n}": run(rng, heads=2) for n in range(3)}, 0, n_permutations=9)
+    assert found["p_value"].isnull().all()
+    assert np.isnan(found["r2"].sel(scheme="heads"))
+    assert np.isfinite(found["r2"].sel(scheme="runs"))
+
+
 def test_figure__has_a_panel_for_each_way_of_holding_out(found):
     figure = nq.plot.predicted_specialisation(found)
     assert [axes.get_title(loc="left").splitlines()[0] for axes in figure.axes] == ["held out: heads", "held out: runs"]
@@ -116,3 +124,7 @@ def test_command__tabulates_and_draws(tmp_path, capsys, monkeypatch, runs):
     assert [row["held_out"] for row in rows] == ["heads", "runs"]
     assert rows[1]["heads"] == 36
     assert (tmp_path / "f.png").stat().st_size > 5000
+    with pytest.raises(SystemExit) as stop:
+        main(["foretell", "seed 0", "seed 1", "seed 0", "--early", "0"])
+    assert stop.value.code == 2
+    assert "seed 0 is given twice" in " ".join(capsys.readouterr().err.split())

@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
+from ndt_query.kernels.patterns import divergences
 from ndt_store.errors import InvalidInputError, NotFoundError
 
 from .attention_cases import noise, patterns
@@ -67,11 +68,34 @@ def test_specialisation__finds_a_head_that_looks_elsewhere_and_nothing_in_noise(
     assert found["p_value"].values[1] == pytest.approx(1 / 200)
     assert found["of_head"].values[1].argmax() == 2
     one = found.isel(checkpoint=1)
-    assert one["specialisation_low"] > one["null_95"]
-    assert one["specialisation_low"] < one["specialisation"] < one["specialisation_high"]
+    assert 0 < one["specialisation_low"] < one["specialisation"] < one["specialisation_high"]
     apart = found["divergence"].values
-    np.testing.assert_allclose(found["specialisation"], apart.sum((1, 2)) / 12)
+    assert (found["specialisation"] < apart.sum((1, 2)) / 12).all()  # the bias of finite examples is taken away
     np.testing.assert_allclose(apart, apart.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize(("n", "tilt"), [(60, 0.0), (60, 0.15), (200, 0.15)])
+def test_specialisation__intervals_hold_what_many_examples_have(rng, n, tilt):
+    """Heads that are the same and heads that differ a little: without correction no interval holds either."""
+    alpha = np.full((3, 4, 4), 0.5)
+    alpha[1, :, 0] += tilt
+    mean = alpha / alpha.sum(-1, keepdims=True)
+    truth = divergences(mean)[np.triu_indices(3, 1)].mean()
+    drawn = rng.standard_gamma(alpha, (60, n, 3, 4, 4))
+    found = nq.head_specialisation(patterns(drawn / drawn.sum(-1, keepdims=True), steps=range(60)), n_permutations=1)
+    held = (found["specialisation_low"] <= truth) & (truth <= found["specialisation_high"])
+    assert held.mean() >= 0.88  # three standard deviations below 95% of 60
+    assert float(found["specialisation"].mean()) == pytest.approx(
+        truth, abs=4 * float(found["specialisation"].std()) / 60**0.5
+    )
+
+
+def test_selectivity__of_a_head_that_never_varies_is_nan():
+    row = np.array([0.1, 0.4, 0.25, 0.25])
+    constant = np.broadcast_to(row, (1, 50, 2, 4, 4)).astype(np.float64)
+    found = nq.attention_selectivity(patterns(constant), labels=np.arange(50) % 2)
+    assert found["eta_squared"].isnull().all()
+    assert found["p_value"].isnull().all()
 
 
 def test_specialisation__keeps_its_level_in_noise(rng):

@@ -1,5 +1,6 @@
 """The study of a transformer is made of what each question says, finds what was planted, and is shown as pages."""
 
+import importlib
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import xarray as xr
 
 import ndt_query as nq
 from ndt_query.study_pages import kind_of, study_figures
+from ndt_query.transformer_figures import transformer_tables
 from ndt_store import StoreWriter, open_store, write_experiment
 from ndt_store.cli import main
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
@@ -110,6 +112,26 @@ def test_study__finds_what_was_planted(study):
     assert (category.values == "class").tolist() == [False, True, False, False]
     worth = study["importance"].to_dataset().sel(step=40, ablation="zero")
     assert float(worth["class_accuracy_drop"].sel({"layer": "enc.1", "head": 2, "class": 1})) == 1
+
+
+def test_study__goes_on_where_heads_cannot_be_probed(store, monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise InvalidInputError("A class has 3 examples")
+
+    monkeypatch.setattr(importlib.import_module("ndt_query.transformer_study"), "probe_heads", refuse)
+    found = nq.transformer_study(store, checkpoints=[0, 40])
+    assert "probes: A class has 3 examples" in found.attrs["left_out"]
+    assert not {"probes", "categories"} & set(found.children)
+    assert nq.study_page(found, tmp_path / "out").exists()
+
+
+def test_table__of_a_study_of_which_some_layers_were_probed(study):
+    some = study.copy()
+    for name in ("probes", "categories"):
+        some[name] = xr.DataTree(study[name].to_dataset().sel(layer=["enc.0"]).isel(head=slice(3)))
+    rows = transformer_tables(some)["heads"]
+    assert [bool(row["category"]) for row in rows] == [True, True, True, False] + [False] * HEADS
+    assert len(rows) == 2 * HEADS
 
 
 def test_page__has_its_figures_in_both_formats_and_the_numbers(study, tmp_path):
