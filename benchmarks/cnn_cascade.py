@@ -65,7 +65,7 @@ def tables(runs: Sequence[CnnRun]) -> str:
     accuracy: Rows = iter([([""], ends)])
     parts: list[tuple[str, list[str], Rows]] = [
         (f"Accuracy on the probe set, {said}", [""], accuracy),
-        (f"Units that tell a class (AUROC of 0.9 or more, q < 5%), {said}", ["layer"], _emergence(runs)),
+        (f"Units that tell a class (held-out AUROC of 0.9 or more, q < 5%), {said}", ["layer"], _emergence(runs)),
         ("Half of that rise happened between steps", ["layer"], _halves(runs)),
         (f"Kinds of units by the stated rule, {said}", ["layer", "kind"], _kinds(runs)),
         ("Dead units that wake up, of those dead before", ["layer", "between steps"], _waking(runs)),
@@ -92,7 +92,7 @@ def _halves(runs: Sequence[CnnRun]) -> Rows:
 
         def cell(run: CnnRun, layer: str = layer) -> str:
             one = run.study["emergence"].to_dataset().sel(layer=layer)
-            return "no rise beyond doubt" if one["half"].isnull() else f"{one['half_after']:.0f} and {one['half']:.0f}"
+            return "limits overlap" if one["half"].isnull() else f"{one['half_after']:.0f} and {one['half']:.0f}"
 
         yield [str(layer)], cell
 

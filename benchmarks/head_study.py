@@ -104,7 +104,7 @@ def _halves(runs: Sequence[Run]) -> Rows:
 
         def cell(run: Run, layer: str = layer) -> str:
             one = run.study["specialisation"].to_dataset().sel(layer=layer)
-            return "no rise beyond doubt" if one["half"].isnull() else f"{one['half_after']:.0f} and {one['half']:.0f}"
+            return "limits overlap" if one["half"].isnull() else f"{one['half_after']:.0f} and {one['half']:.0f}"
 
         yield [layer], cell
 

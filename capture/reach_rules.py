@@ -6,13 +6,13 @@ first. An operator without a rule is not guessed at: nothing is known of what it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from capture.reach import Reach, constant, reduced, resized, united
+from capture.reach import NOTHING, Reach, constant, reduced, resized, united
 from capture.reach_calls import Call, Rule
 from capture.reach_moves import joined, moved, permuted, reshaped, sliced
 from capture.reach_windows import adaptively_pooled, convolved, padded_again, padded_blank, pooled
@@ -27,10 +27,21 @@ def rule_for(func: Any) -> Rule | None:
         return None
     name = name.rstrip("_")
     if name in _RULES:
-        return _RULES[name]
+        rule = _RULES[name]
+        return _of_parameters(rule) if rule in _FIRST_ALONE else rule
     if func.is_view and name != "as_strided":
         return moved
     return _elementwise if torch.Tag.pointwise in func.tags else None
+
+
+def _of_parameters(rule: Rule) -> Rule:
+    """Give nothing, which makes what comes out unknown, where a parameter was made of the input."""
+
+    def guarded(call: Call) -> Sequence[Reach]:
+        made = call.reaches((call.args[1:], dict(call.kwargs)))
+        return [] if any(bool((hull != NOTHING).any()) for one in made for hull in one.exact) else rule(call)
+
+    return guarded
 
 
 def _elementwise(call: Call) -> list[Reach]:
@@ -134,4 +145,7 @@ _FAMILIES: Final[Mapping[Rule, str]] = {
     _attended: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
     "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
 }
+_FIRST_ALONE: Final = (_same, convolved, _layer_normed, _group_normed, _batch_normed, _linear)
+"""Rules that take their other tensors for parameters, which do not depend on the input."""
+
 _RULES: Final = {name: rule for rule, names in _FAMILIES.items() for name in names.split()}

@@ -10,7 +10,7 @@ import rich_click as click
 
 from capture.cli import data_dir_option, device_option, load, recipe_argument, seed_option, store_option, weights_option
 from ndt_store.cliparts import in_turn
-from ndt_store.dims import ACTIVATIONS, ATTENTIONS, GRADIENTS, X, Y
+from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, GRADIENTS, X, Y
 from ndt_store.reader import Store, open_store
 
 if TYPE_CHECKING:
@@ -71,9 +71,17 @@ def _stages(loaded: Recipe, path: Path, asked: Sequence[str], keep: str, out: st
         yield ("ablate-heads", *asked)
     if ACTIVATIONS in kinds and FIELDS not in store.experiments and not attends:
         yield ("receptive-fields", *asked)
-    if GRADIENTS in kinds:
+    if GRADIENTS in kinds and _has_right_examples(store):
         yield ("cams", str(path))
     yield ("report", str(path), *([] if out is None else ["--out", str(Path(out))]))
+
+
+def _has_right_examples(store: Store) -> bool:
+    """Whether there are two checkpoints to compare and examples that the network has right at the last."""
+    root = store.root
+    if len(store.checkpoints) < 2 or "prediction" not in root:
+        return False
+    return bool((root["prediction"].isel({CHECKPOINT: -1}) == root["label"]).any())
 
 
 def _captured(store: Store) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -105,7 +105,7 @@ def cam_difference(cam: xr.DataArray, before: int, after: int, *, scale: str = "
     -------
     Dataset
         ``before``, ``after`` and ``difference`` = after - before (example, y, x), lazy where the maps are; ``limit``
-        (example,), the largest magnitude of either map, which makes one colour scale for all three.
+        (example,), the largest magnitude of all three, which makes one colour scale for them.
 
     Raises
     ------
@@ -120,12 +120,16 @@ def cam_difference(cam: xr.DataArray, before: int, after: int, *, scale: str = "
         raise InvalidInputError(f"before and after are both {before}: give two checkpoints.")
     first, second = (cam.sel({CHECKPOINT: step}, drop=True) for step in (before, after))
     places = [dim for dim in first.dims if dim != EXAMPLE]
-    limit = xr.apply_ufunc(np.maximum, abs(first).max(places), abs(second).max(places), dask="allowed")
+    largest = xr.apply_ufunc(np.fmax, abs(first).max(places), abs(second).max(places), dask="allowed")
     if scale == "joint":
-        divisor = limit.where(limit > 0, 1.0)
+        divisor = largest.where(largest > 0, 1.0)
         first, second = first / divisor, second / divisor
-    found = xr.Dataset({"before": first, "after": second, "difference": second - first, "limit": limit})
-    parameters = {"before": before, "after": after, "scale": scale}
+        largest = largest / divisor
+    difference = second - first
+    limit = xr.apply_ufunc(np.fmax, largest, abs(difference).max(places), dask="allowed")
+    found = xr.Dataset({"before": first, "after": second, "difference": difference, "limit": limit})
+    asked = json.loads(cam.attrs.get("parameters", "{}"))
+    parameters = {**asked, "before": before, "after": after, "scale": scale}
     found.attrs = {**cam.attrs, "what": "Grad-CAM after less before", "parameters": json.dumps(parameters)}
     return found
 

@@ -23,7 +23,7 @@ def _pairs(
     found = []
     for text in texts:
         before, colon, after = text.partition(":")
-        if not (colon and before.isdigit() and after.isdigit()):
+        if not (colon and before.isdecimal() and after.isdecimal()):
             raise click.BadParameter(f"{text!r} is no pair of checkpoints such as 80:160.")
         found.append((int(before), int(after)))
     return tuple(found) or None

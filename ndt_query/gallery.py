@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ndt_query.attribution import cam_difference, class_cams, correct_examples, grad_cam, require_scores
 from ndt_query.inputs import class_name, require_count, require_steps
-from ndt_query.layers import described, root_dataset
+from ndt_query.layers import described, node_name, root_dataset
 from ndt_query.output import INDEX, staged
 from ndt_query.pages import picture_source, render, write_page
 from ndt_query.tiles import Tiles, as_tiles, scale_picture
@@ -91,8 +91,8 @@ def cam_gallery(
     -------
     Path
         ``index.html``, with a page for each pair and layer in ``pages/``; and ``cams.zarr`` beside it, a tree with a
-        group ``BEFORE-AFTER/LAYER`` for each page: ``before``, ``after``, ``difference`` and ``limit`` of
-        `cam_difference`, with the labels of the examples. ``xarray.open_datatree`` reads it.
+        group ``BEFORE-AFTER/LAYER`` (`ndt_query.layers.node_name`) for each page: ``before``, ``after``, ``difference``
+        and ``limit`` of `cam_difference`, with the labels of the examples. ``xarray.open_datatree`` reads it.
 
     Raises
     ------
@@ -114,26 +114,29 @@ def cam_gallery(
     names = _layers(store, layers)
     chosen_pairs = _pairs(store, steps, pairs, store[names[0]][ACTIVATIONS])
     root = root_dataset(store)
+    right = {pair: correct_examples(root, [pair[1]], n_per_class=n_per_class) for pair in chosen_pairs}
+    nothing = [pair for pair, chosen in right.items() if not chosen.size]
+    if nothing and (pairs is not None or len(nothing) == len(right)):
+        raise NotFoundError(f"The network has no example right at checkpoint {nothing[0][1]}: choose a later pair.")
+    chosen_pairs = tuple(pair for pair in chosen_pairs if pair not in nothing)
     made: list[_Page] = []
-    nodes: dict[str, xr.Dataset] = {}
     total = len(chosen_pairs) * len(names)
     with staged(out_dir, INDEX_TEMPLATE, (ARRAYS, "pages")) as out:
         for pair in chosen_pairs:
-            chosen = correct_examples(root, [pair[1]], n_per_class=n_per_class)
-            if not chosen.size:
-                raise NotFoundError(f"The network has no example right at checkpoint {pair[1]}: choose a later pair.")
+            chosen = right[pair]
+            nodes: dict[str, xr.Dataset] = {}
             inputs = as_tiles(root["input"].sel({EXAMPLE: chosen[EXAMPLE].values})) if "input" in root else None
             for layer in names:
                 picked = store[layer].sel({CHECKPOINT: list(pair), EXAMPLE: chosen[EXAMPLE].values})
                 cam = grad_cam(picked[[ACTIVATIONS, GRADIENTS]], signed=signed, memory=memory)
                 found = cam_difference(cam, *pair).compute().assign_coords(label=chosen.variable)
-                nodes[f"{pair[0]}-{pair[1]}/{layer}"] = found
+                nodes[layer] = found
                 page = _Page(pair, layer, f"{len(made) + 1:03d}.html", found.sizes[EXAMPLE])
                 made.append(page)
-                write_page(_rendered(page, found, inputs, chosen), out / "pages" / page.name, "The gallery")
+                write_page(_rendered(page, found, inputs, chosen, signed), out / "pages" / page.name, "The gallery")
                 if progress is not None:
                     progress(len(made), total)
-        _write_arrays(nodes, out / ARRAYS)
+            _write_arrays(nodes, out / ARRAYS, pair, {"signed": signed, "n_per_class": n_per_class})
         index = render(
             INDEX_TEMPLATE,
             "Grad-CAM before and after",
@@ -143,6 +146,7 @@ def cam_gallery(
             pages={(page.pair, page.layer): page for page in made},
             n=sum(page.n for page in made),
             arrays=ARRAYS,
+            signed=signed,
         )
         write_page(index, out / INDEX, "The gallery")
     return Path(out_dir) / INDEX
@@ -176,7 +180,7 @@ def _layers(store: Store, patterns: str | Sequence[str]) -> list[str]:
     return found
 
 
-def _rendered(page: _Page, found: xr.Dataset, inputs: Tiles | None, chosen: xr.DataArray) -> str:
+def _rendered(page: _Page, found: xr.Dataset, inputs: Tiles | None, chosen: xr.DataArray, signed: bool) -> str:
     means = class_cams(found["difference"]) if len(np.unique(chosen)) > 1 else None
     labels = np.asarray(chosen.values)
     limit = float(found["limit"].max())
@@ -187,7 +191,7 @@ def _rendered(page: _Page, found: xr.Dataset, inputs: Tiles | None, chosen: xr.D
             {
                 "name": class_name(chosen, label),
                 "mean": _mean_picture(means, label),
-                "comparisons": [_comparison(found.isel({EXAMPLE: row}), inputs) for row in rows],
+                "comparisons": [_comparison(found.isel({EXAMPLE: row}), inputs, signed) for row in rows],
             }
         )
     return render(
@@ -196,15 +200,17 @@ def _rendered(page: _Page, found: xr.Dataset, inputs: Tiles | None, chosen: xr.D
         sections=sections,
         legend=scale_picture(),
         has_inputs=inputs is not None,
+        signed=signed,
         largest=f"{limit:.3g}",
     )
 
 
-def _comparison(one: xr.Dataset, inputs: Tiles | None) -> dict[str, str]:
+def _comparison(one: xr.Dataset, inputs: Tiles | None, signed: bool) -> dict[str, str]:
     limit = float(one["limit"])
+    draw = Tiles.of_difference if signed else Tiles.of_map
     maps = [
-        Tiles.of_map(one["before"].values, limit),
-        Tiles.of_map(one["after"].values, limit),
+        draw(one["before"].values, limit),
+        draw(one["after"].values, limit),
         Tiles.of_difference(one["difference"].values, limit),
     ]
     example = int(one[EXAMPLE])
@@ -216,16 +222,19 @@ def _mean_picture(means: xr.Dataset | None, label: Any) -> dict[str, str] | None
     if means is None:
         return None
     values = means["mean"].sel({CLASS: label}).values
-    limit = float(np.abs(values).max())
+    known = np.abs(values[np.isfinite(values)])
+    limit = float(known.max(initial=0.0))
     return {"source": picture_source(Tiles.of_difference(values, limit)), "limit": f"{limit:.3g}"}
 
 
-def _write_arrays(nodes: dict[str, xr.Dataset], target: Path) -> None:
-    tree = xr.DataTree.from_dict({name: one.drop_vars("split", errors="ignore") for name, one in nodes.items()})
-    some = next(iter(nodes.values()))
-    tree.attrs = described({}, some["before"], "Grad-CAM before and after", {}, squeeze=False).attrs
+def _write_arrays(nodes: dict[str, xr.Dataset], target: Path, pair: Pair, parameters: dict[str, bool | int]) -> None:
+    """Write the maps of one pair, so that those of all pairs are never held at once."""
+    names = {f"{pair[0]}-{pair[1]}/{node_name(layer)}": one for layer, one in nodes.items()}
+    tree = xr.DataTree.from_dict({name: one.drop_vars("split", errors="ignore") for name, one in names.items()})
+    some = next(iter(nodes.values()))["before"]
+    tree.attrs = described({}, some, "Grad-CAM before and after", parameters, squeeze=False).attrs
     try:
         # Values are in memory: no region is written twice, and nothing of dask is in it.
-        tree.to_zarr(target, mode="w", zarr_format=3, consolidated=False)
+        tree.to_zarr(target, mode="a", zarr_format=3, consolidated=False)
     except OSError as error:
         raise StorageError(f"The maps cannot be written to {target}: {error.strerror}; give another folder.") from error

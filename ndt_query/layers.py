@@ -38,6 +38,7 @@ __all__ = [
     "activations_of",
     "described",
     "each_layer",
+    "node_name",
     "of_heads",
     "per_layer",
     "per_unit",
@@ -142,6 +143,11 @@ def _require_apart(layers: Mapping[str, xr.DataArray]) -> None:
             raise InvalidInputError(
                 f"Layer {name!r} lies inside layer {above!r}, and each has its own units: ask about one at a time."
             )
+
+
+def node_name(layer: str) -> str:
+    """Return the name of a layer's node: a node below another would take its labels."""
+    return layer.replace("%", "%25").replace("/", "%2F")
 
 
 def _stacked(answers: Mapping[str, xr.Dataset]) -> xr.Dataset:

@@ -15,10 +15,10 @@ from ndt_query.images import as_images
 from ndt_query.inputs import require_count, require_steps
 from ndt_query.layers import described
 from ndt_query.ranking import top_examples
-from ndt_query.receptive import EXPERIMENT, patch_bounds, receptive_field
+from ndt_query.receptive import EXPERIMENT, patch_span, receptive_field
 from ndt_query.reductions import RANK
 from ndt_query.selectivity import class_means, selectivity_index
-from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, UNIT, X, Y
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, STEP, UNIT, X, Y
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
@@ -65,14 +65,15 @@ def unit_profile(
 
         At `checkpoint`, which ``at`` names: ``selectivity_index``, ``d_prime``, ``auroc``, ``preferred_class`` and
         ``p_value`` as of `selectivity_index`; ``count`` (bin), how many values other than zero over examples and
-        positions lie between ``bin_edge`` (edge), and ``zero_fraction``, the share of zeros; over ``rank``: ``value``,
+        positions lie between ``bin_edge`` (edge), ``zero_fraction``, the share of zeros, NaN where a value is not
+        finite, and ``nan_count``, how many are not; over ``rank``: ``value``,
         ``example``, its ``label``, ``y`` and ``x`` or ``token``, as of `top_examples`.
 
         Where the store has inputs that are images, ``patch`` (rank, channel, patch_row, patch_column): what the unit
         saw when it was driven most, NaN beyond the border of the image, with ``patch_top`` and ``patch_left`` (rank),
-        where that begins in the input. With the experiment ``receptive_fields`` it is the unit's theoretical field, and
-        ``field_size`` (axis), ``field_width`` (axis), of the layer's units that were measured, are there too; without,
-        it is the whole input.
+        where that begins in the input, below 0 beyond its border. With the experiment ``receptive_fields`` it is the
+        unit's theoretical field, and ``field_size`` (axis) is there too, and ``field_width`` (axis), of the layer's
+        units that were measured, where they were at `checkpoint`; without, it is the whole input.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def unit_profile(
     found |= {str(name): one for name, one in top.data_vars.items()}
     found["label"] = (RANK, _labels(store, top[EXAMPLE].values))
     found |= _histogram(values.values)
-    found |= _patches(store, layer, top)
+    found |= _patches(store, layer, top, at)
     result = xr.Dataset({name: _bare(one) for name, one in found.items()})
     result = result.assign_coords({CHECKPOINT: acts[CHECKPOINT].values, CLASS: classes[CLASS].values})
     result = result.assign_coords(layer=layer, unit=unit, at=at)
@@ -140,20 +141,27 @@ def _labels(store: Store, examples: NDArray[Any]) -> NDArray[Any]:
 
 
 def _histogram(values: NDArray[Any]) -> dict[str, tuple[Any, ...]]:
-    finite = values[np.isfinite(values)]
+    finite = values[np.isfinite(values)].astype(np.float64)
     there = finite[finite != 0]
-    counts, edges = np.histogram(there, N_BINS, None if there.size else (0, 1))
-    share = float((finite == 0).mean()) if finite.size else np.nan
-    return {"count": ("bin", counts), "bin_edge": ("edge", edges), "zero_fraction": ((), share)}
+    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 1.0)
+    # Values that are nearly alike leave no room for bins between them.
+    reach = max(high - low, 1e-9 * max(abs(low), abs(high)))
+    counts, edges = np.histogram(there, N_BINS, (low, low + reach))
+    share = float((finite == 0).mean()) if finite.size == values.size else np.nan
+    missing = int(values.size - finite.size)
+    return {
+        "count": ("bin", counts), "bin_edge": ("edge", edges), "zero_fraction": ((), share), "nan_count": ((), missing)
+    }  # fmt: skip
 
 
-def _patches(store: Store, layer: str, top: xr.Dataset) -> dict[str, tuple[Any, ...]]:
+def _patches(store: Store, layer: str, top: xr.Dataset, at: int) -> dict[str, tuple[Any, ...]]:
     """Cut out of the inputs what the unit saw; nothing where the inputs are no images."""
     images, field = images_of(store, top[EXAMPLE].values), field_of(store, layer)
     found: dict[str, tuple[Any, ...]] = {}
     if field is not None:
-        width = field["layer_width"].values[-1]
-        found = {"field_size": ("axis", field["size"].values), "field_width": ("axis", width)}
+        found = {"field_size": ("axis", field["size"].values)}
+        if at in field[STEP].values:
+            found["field_width"] = ("axis", field["layer_width"].sel({STEP: at}).values)
     if images is None:
         return found
     places = [top[name].values if name in top else None for name in (Y, X)]
@@ -175,7 +183,7 @@ def cut_patches(
     ----------
     images : ndarray
     field : Dataset, optional
-        Of the layer, from `receptive_field`; the whole image where it is not known.
+        Of the layer, from `receptive_field`; the whole image where it is not known. It may exceed the image.
     y, x : ndarray (example,), optional
         Positions in the layer.
 
@@ -184,21 +192,20 @@ def cut_patches(
     patches : ndarray (example, channel, patch_row, patch_column)
         NaN beyond the border of the image.
     starts : ndarray of int (example, 2)
-        Row and column of the image at which each begins.
+        Row and column of the image at which each begins, below 0 where it begins beyond the border.
     """
     shape = images.shape[2:]
-    bounds: list[tuple[slice, ...]] = [(slice(0, shape[0]), slice(0, shape[1]))] * len(images)
+    spans: list[tuple[tuple[int, int], ...]] = [((0, shape[0]), (0, shape[1]))] * len(images)
     if field is not None and str(field["kind"].values) != "unknown" and y is not None and x is not None:
-        bounds = [patch_bounds(field, int(row), int(column), shape) for row, column in zip(y, x, strict=True)]
-    rows, columns = (max(one[axis].stop - one[axis].start for one in bounds) for axis in (0, 1))
+        spans = [patch_span(field, int(row), int(column)) for row, column in zip(y, x, strict=True)]
+    rows, columns = (max(one[axis][1] - one[axis][0] for one in spans) for axis in (0, 1))
     patches = np.full((len(images), images.shape[1], rows, columns), np.nan)
-    for patch, image, (high, wide) in zip(patches, images, bounds, strict=True):
-        part = image[:, high, wide]
-        # At the first row and column of the image the missing part of the field lies before what there is.
-        top_gap = rows - part.shape[1] if high.start == 0 else 0
-        left_gap = columns - part.shape[2] if wide.start == 0 else 0
-        patch[:, top_gap : top_gap + part.shape[1], left_gap : left_gap + part.shape[2]] = part
-    return patches, np.array([[high.start, wide.start] for high, wide in bounds])
+    for patch, image, ((top, _), (left, _)) in zip(patches, images, spans, strict=True):
+        # All patches begin where the field does, so that the same row of each is the same place in the field.
+        part = image[:, max(top, 0) : max(top + rows, 0), max(left, 0) : max(left + columns, 0)]
+        down, right = max(-top, 0), max(-left, 0)
+        patch[:, down : down + part.shape[1], right : right + part.shape[2]] = part
+    return patches, np.array([[top, left] for (top, _), (left, _) in spans])
 
 
 def images_of(store: Store, examples: NDArray[Any]) -> NDArray[np.float64] | None:

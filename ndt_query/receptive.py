@@ -18,7 +18,7 @@ from ndt_store.dims import LAYER, STEP, UNIT, X, Y
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
-__all__ = ["SHARE", "patch_bounds", "receptive_field"]
+__all__ = ["SHARE", "patch_bounds", "patch_span", "receptive_field"]
 
 F64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -224,12 +224,8 @@ def patch_bounds(field: xr.Dataset, y: int | None, x: int, input_shape: Sequence
         raise InvalidInputError(f"The theoretical field of the layer is not known ({field['reason'].item()}).")
     found = []
     for axis, extent in zip(axes, list(input_shape)[-len(axes) :], strict=True):
-        one = field.sel({AXIS: axis})
-        # A layer of one position may show no stride; that position has its field all the same.
-        moved = float(one["stride"]) * int(position[axis] or 0) if position[axis] else 0.0
-        low = float(one["offset"]) + moved - (float(one["size"]) - 1) / 2
-        known = math.isfinite(low)
-        start, stop = (max(round(low), 0), min(round(low + float(one["size"])), extent)) if known else (0, 0)
+        low, high = _span(field.sel({AXIS: axis}), int(position[axis] or 0))
+        start, stop = max(low, 0), min(high, extent)
         if start >= stop:
             raise InvalidInputError(
                 f"Position {position[axis]} along {axis} sees nothing of {extent} input positions: expected a position "
@@ -237,6 +233,18 @@ def patch_bounds(field: xr.Dataset, y: int | None, x: int, input_shape: Sequence
             )
         found.append(slice(start, stop))
     return tuple(found)
+
+
+def patch_span(field: xr.Dataset, y: int, x: int) -> tuple[tuple[int, int], ...]:
+    """Return where the field of a position begins and ends along each axis, also beyond the border of the input."""
+    return tuple(_span(field.sel({AXIS: axis}), {Y: y, X: x}[str(axis)]) for axis in field[AXIS].values)
+
+
+def _span(one: xr.Dataset, position: int) -> tuple[int, int]:
+    # A layer of one position may show no stride; that position has its field all the same.
+    moved = float(one["stride"]) * position if position else 0.0
+    low = float(one["offset"]) + moved - (float(one["size"]) - 1) / 2
+    return (round(low), round(low + float(one["size"]))) if math.isfinite(low) else (0, 0)
 
 
 def _fields(data: Store | xr.Dataset, layer: str | Sequence[str] | None) -> xr.Dataset:

@@ -15,7 +15,7 @@ from ndt_query.study import cnn_study
 from ndt_query.study_pages import kind_of, study_files
 from ndt_query.transformer_study import transformer_study
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, X, Y
-from ndt_store.errors import InvalidInputError, MemoryBudgetError
+from ndt_store.errors import DimensionError, InvalidInputError, MemoryBudgetError, NotFoundError
 from ndt_store.reader import Store
 
 __all__ = ["studied"]
@@ -64,7 +64,7 @@ def studied(
             study = cnn_study(store, selective=selective, n_permutations=n_permutations, **given)
         else:
             return found
-    except (InvalidInputError, MemoryBudgetError) as error:
+    except (DimensionError, InvalidInputError, MemoryBudgetError, NotFoundError) as error:
         return {**found, "words": f"It is left out. {error}"}
     kind = kind_of(study)
     shown = study_files(study, out_dir / kind.name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import xarray as xr
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from ndt_query.answers import answer
 from ndt_query.grouped import INTERVALS, ClassGroups, answer_by_groups, as_groups
-from ndt_query.inference import fdr, null_p_value
+from ndt_query.inference import fdr
 from ndt_query.inputs import LabelsLike, as_classes, canonical, one_of, require_count
 from ndt_query.intervals import require_level
 from ndt_query.kernels import selectivity as kernel
@@ -24,6 +26,11 @@ from ndt_store.dims import CLASS, EXAMPLE, UNIT
 from ndt_store.views.blocks import Array, Block, position_means
 
 __all__ = ["class_means", "selectivity_index"]
+
+REFINED_Q: Final = 0.04
+"""What the q value of units that no permutation reached shall be able to fall to."""
+
+MOST_REFINED: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +83,39 @@ class SelectivityReduction:
         measured = kernel.statistics(values, self.codes, counts, "all", signed)
         for name, key in zip(names, ("index", "dprime", "auroc"), strict=True):
             found[name] = spread(measured[key])
+        found["auroc_held_out"] = spread(kernel.held_out_auroc(values, self.codes, self.n_classes))
         preferred = np.full(n_units, -1)
         preferred[finite] = measured["preferred"].astype(np.int64)
         found["preferred"] = preferred
         found["p_value"] = np.full(n_units, np.nan)
         if self.n_permutations:
-            reached, observed = kernel.permutation_counts(
-                values, self.codes, self.n_classes, signed, self.statistic, self.n_permutations, self.seed
-            )
-            p_value = np.where(np.isnan(observed), np.nan, null_p_value(reached, self.n_permutations))
-            found["p_value"] = spread(p_value)
+            found["p_value"] = spread(self._p_values(values, signed))
         found["q_value"] = fdr(found["p_value"])
         return found
 
+    def _p_values(self, values: NDArray[np.float64], signed: NDArray[np.bool_]) -> NDArray[np.float64]:
+        rules = self.codes, self.n_classes
+        reached, observed = kernel.permutation_counts(
+            values, *rules, signed, self.statistic, self.n_permutations, self.seed
+        )
+        n = np.full(len(reached), self.n_permutations)
+        total = self.n_permutations
+        # A few units that no permutation reached cannot be told from chance among many by so few permutations: look
+        # closer, and closer still at those that are left.
+        while (floor := np.flatnonzero((reached == 0) & ~np.isnan(observed))).size:
+            wanted = min(math.ceil(len(reached) / (REFINED_Q * len(floor))), MOST_REFINED * self.n_permutations)
+            if total >= wanted:
+                break
+            some, seed = values[:, floor], self.seed + total
+            reached[floor], _ = kernel.permutation_counts(
+                some, *rules, signed[floor], self.statistic, wanted - total, seed
+            )
+            n[floor] = total = wanted
+        return np.where(np.isnan(observed), np.nan, (reached + 1) / (n + 1))
+
     def outputs(self) -> Mapping[str, Output]:
         """Return numbers a unit."""
-        floats = ("selectivity_index", "d_prime", "auroc", "p_value", "q_value")
+        floats = ("selectivity_index", "d_prime", "auroc", "auroc_held_out", "p_value", "q_value")
         kinds = dict.fromkeys(floats, "float64") | {"preferred": "int64", "nan_count": "int64"}
         return {name: Output((UNIT,), (0,), kind) for name, kind in kinds.items()}
 
@@ -204,11 +228,16 @@ def selectivity_index(
             Mean of the preferred class less that of all other examples, over the root mean of their variances.
         ``auroc``
             Probability that an example of the preferred class exceeds one of the others, ties counting half.
+        ``auroc_held_out``
+            The same of the class that other examples chose, mean over both halves: 0.5 on average for a unit that
+            tells nothing, whatever the number of classes. NaN where a class has one example.
         ``preferred_class``
             Its label; NaN, or an empty text, where unknown.
         ``p_value``
             (b + 1) / (m + 1), b of m permutations of the labels reaching the statistic. Each permutation chooses its
-            own preferred class, so that the selection is in the null. NaN where the statistic is.
+            own preferred class, so that the selection is in the null. Units that none of m reaches, where they are so
+            few that m could not tell them from chance among all, are compared with up to 100 m more. NaN where the
+            statistic is.
         ``q_value``
             Benjamini-Hochberg over the units of one checkpoint that have a p value.
         ``preferred``, ``nan_count``
@@ -229,8 +258,8 @@ def selectivity_index(
     The index is no ranking by itself: a unit that fires in a single example, however weakly, has an index of 1, and
     ``idxmax`` finds such nearly dead units first. Their p value tells, because permutations reach 1 as well. Keep
     units with a small ``q_value``, or a ``firing_rate`` of 1% or more in `dead_units`, and rank those, best by AUROC.
-    All three statistics are in sample: they are biased upwards by the choice of the class, which p accounts for and
-    they do not.
+    The first three statistics are in sample: they are biased upwards by the choice of the class, the more the fewer
+    examples a class has. p accounts for that and they do not; ``auroc_held_out`` is free of it.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from ndt_query.gallery import spread_pairs
 from ndt_query.graphs import compose_pairs
 from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import require_number, require_steps
-from ndt_query.layers import described
+from ndt_query.layers import described, node_name
 from ndt_query.performance import performance
 from ndt_query.profile import images_of
 from ndt_query.selectivity import selectivity_index
@@ -25,11 +25,13 @@ from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 from ndt_store.selection import unit_layers
 
-__all__ = ["cnn_study", "emergence"]
+__all__ = ["LEFT_OUT", "cnn_study", "emergence"]
 
 N_MOMENTS: Final = 5
 SKIP: Final = 2
 """Layers from an early one to the late one that is asked to be made of it: (0, 2), (1, 3), (2, 4)."""
+
+LEFT_OUT: Final = "left_out"
 
 Progress = Callable[[int, int], None]
 
@@ -75,8 +77,9 @@ def cnn_study(
         ``performance`` as of `ndt_query.performance`; ``selectivity/LAYER`` as of `selectivity_index`; ``types/LAYER``
         as of `type_shares`, for conv layers; ``waking`` as of `waking_units`; ``stimuli``, what drives the woken units
         that fire most: ``input`` and ``label`` over ``example``, where inputs are images; ``composition/EARLY--LATE``
-        as of `compose`, for each layer and the second after it, or its neighbour where there are two; ``emergence`` as
-        of `emergence`.
+        as of `compose` without intervals, for each layer and the second after it, or its neighbour where there are two;
+        ``emergence`` as of `emergence`. In names of nodes "/" is "%2F". The attribute ``left_out`` says which
+        compositions are not there and why.
 
     Raises
     ------
@@ -98,11 +101,13 @@ def cnn_study(
         require_steps(store[chosen[0]][ACTIVATIONS], checkpoints)
     ends = spread_pairs(held, N_MOMENTS)
     steps = sorted(set(checkpoints)) if checkpoints is not None else [ends[0][0], *(after for _, after in ends)]
+    if len(steps) < 2:
+        raise InvalidInputError(f"checkpoints={list(checkpoints or [])} are fewer than two: a study compares moments.")
     moments = pairs
     if moments is None:
         moments = spanning = list(pairwise(steps))
-        about, _ = moments_of(store)
-        if checkpoints is None and isinstance(about, Mapping):
+        about = moments_of(store)[0] if checkpoints is None else spanning
+        if isinstance(about, Mapping):
             moments = {**about, "": spanning}
     acts = {layer: store[layer][ACTIVATIONS].sel({CHECKPOINT: steps}) for layer in chosen}
     has_images = images_of(store, store.examples[:1]) is not None
@@ -125,26 +130,32 @@ def cnn_study(
     if has_images:
         nodes |= _stimuli(store, nodes["waking"])
     known: dict[str, xr.Dataset] = {}
+    left_out: dict[str, str] = {}
     for layer in chosen:
         given = None if selective is None else selective.get(layer)
         found = (
             selectivity_index(acts[layer], **permuted).compute() if given is None else given.sel({CHECKPOINT: steps})
         )
-        known[layer] = nodes[f"selectivity/{layer}"] = found
+        known[layer] = nodes[f"selectivity/{node_name(layer)}"] = found
         told()
     for layer in conv:
         found = unit_types(store, layer, checkpoints=steps, selective=known[layer], memory=memory)
-        nodes[f"types/{layer}"] = type_shares(found)
+        nodes[f"types/{node_name(layer)}"] = type_shares(found)
         told()
     for pair in linked:
-        made = compose_pairs({name: acts[name] for name in pair}, [pair], memory=memory)
-        nodes[f"composition/{'--'.join(pair)}"] = made[pair]
+        try:
+            made = compose_pairs({name: acts[name] for name in pair}, [pair], interval="none", memory=memory)
+        except InvalidInputError as error:
+            left_out[f"composition of {' and '.join(pair)}"] = str(error)
+        else:
+            nodes[f"composition/{node_name('--'.join(pair))}"] = made[pair]
         told()
     nodes["emergence"] = emergence(known)
     tree = xr.DataTree.from_dict(nodes)
     parameters = {"layers": chosen, "checkpoints": steps, "n_permutations": n_permutations, "seed": seed}
     tree.attrs = described({}, next(iter(acts.values())), "study of a CNN", parameters, squeeze=False).attrs
     tree.attrs.pop("layer", None)
+    tree.attrs[LEFT_OUT] = "; ".join(f"{name}: {why}" for name, why in left_out.items())
     return tree
 
 
@@ -164,7 +175,8 @@ def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, 
     selective : mapping of layer to Dataset (checkpoint, unit)
         From `selectivity_index`.
     least_auroc, max_q : float
-        A unit tells its preferred class from the others when its AUROC is at least this, at this false discovery rate.
+        A unit tells its preferred class from the others when its AUROC, held out, is at least this, at this false
+        discovery rate.
         That it is not chance alone says little: nearly all units of an untrained network answer to classes a little,
         because random features of images do.
 
@@ -174,20 +186,23 @@ def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, 
         ``share`` (checkpoint, layer) of such units, with ``share_low`` and ``share_high``, 95% Clopper-Pearson
         limits with n the units; over ``layer``: ``half``, the first checkpoint at which the share has risen by half of
         what it rises from the first to its largest, and ``half_after``, the checkpoint before that: it happened between
-        these two. Both are NaN where the limits of the first and the largest share overlap: nothing has risen for sure.
+        these two. Both are NaN where the limits of the first and the largest share overlap, and where a share is NaN
+        because the layer has units with NaN.
 
     Notes
     -----
-    The limits take units for independent draws, which units of one network are at best roughly. Other seeds are not
-    in them.
+    The limits take units for independent draws, which units of one network are at best roughly: units that change
+    together widen what chance does, and limits that do not overlap are no test. Other seeds are not in them.
     """
     require_number("max_q", max_q, below=1.0)
     if not selective:
         raise NotFoundError("There is no layer: give selectivity_index of one or more.")
     require_number("least_auroc", least_auroc)
-    tell = [(one["q_value"] <= max_q) & (one["auroc"] >= least_auroc) for one in selective.values()]
-    counts = np.stack([one.sum(UNIT).values for one in tell], axis=1)
+    tell = [(one["q_value"] <= max_q) & (one["auroc_held_out"] >= least_auroc) for one in selective.values()]
+    counts = np.stack([one.sum(UNIT).values for one in tell], axis=1).astype(np.float64)
     n = np.array([one.sizes[UNIT] for one in selective.values()])
+    # A layer with units that are not known has no share of them.
+    counts[np.stack([(one["nan_count"] > 0).any(UNIT).values for one in selective.values()], axis=1)] = np.nan
     steps = next(iter(selective.values()))[CHECKPOINT].values
     share, (low, high) = counts / n, clopper_pearson(counts, np.broadcast_to(n, counts.shape))
     half, before = half_risen(steps, share, low, high)

@@ -32,7 +32,7 @@ def cnn(
 ) -> None:
     """Study a CNN: what its units answer to, when that emerged, what wakes up, and what is made of what.
 
-    Writes a page, five figures as PDF and PNG, and all numbers as one Zarr tree. Let the first checkpoint be that of
+    Writes a page, its figures as PDF and PNG, and all numbers as one Zarr tree. Let the first checkpoint be that of
     the untrained network: it is the base rate of everything.
     """
     from ndt_query.study import cnn_study

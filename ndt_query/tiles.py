@@ -49,12 +49,12 @@ class Tiles:
 
     @staticmethod
     def of_map(values: NDArray[Any], limit: float) -> Pixels:
-        """Draw a map (y, x) from 0 to `limit`; of a signed one, what is below 0 is drawn as 0."""
+        """Draw a map (y, x) from 0 to `limit`."""
         return _sized(_coloured(values / (limit or 1.0), MAPS))
 
     @staticmethod
     def of_difference(values: NDArray[Any], limit: float) -> Pixels:
-        """Draw a difference (y, x) on a symmetric scale from -limit to limit."""
+        """Draw a difference or signed map (y, x) on a symmetric scale from -limit to limit."""
         return _sized(_coloured(0.5 + 0.5 * values / (limit or 1.0), DIFFERENCES))
 
     @staticmethod

@@ -96,7 +96,7 @@ def _layers(study: xr.DataTree) -> list[dict[str, str]]:
     rows = []
     for layer in found[LAYER].values:
         one = found.sel({LAYER: layer})
-        when = "not beyond doubt" if bool(one["half"].isnull()) else f"{int(one['half_after'])} to {int(one['half'])}"
+        when = "limits overlap" if bool(one["half"].isnull()) else f"{int(one['half_after'])} to {int(one['half'])}"
         rows.append(
             {
                 "layer": str(layer),

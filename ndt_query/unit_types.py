@@ -8,6 +8,7 @@ of the network before training, whose units detect nothing, and a share counts b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -99,7 +100,7 @@ def unit_types(
         What `selectivity_index` says of the layer at these checkpoints, where it is known already; it is asked without
         it.
     k : int
-        Examples whose patches are averaged to the preferred patch.
+        Examples whose patches are averaged to the preferred patch; those at which the unit is 0 are left out.
     n_permutations, seed : int
         Of the labels, for the q values.
     memory : int or str, optional
@@ -109,9 +110,9 @@ def unit_types(
     -------
     Dataset
         Over (checkpoint, unit): ``type``, one of "edge", "texture", "part", "object" and "unclassified"; the scores it
-        follows from: ``coherence`` of orientation and ``frequency`` in cycles a pixel of the preferred patch, ``auroc``
-        and ``q_value`` of class selectivity, ``firing_rate``; ``field``, the share of the input that the layer's field
-        spans, by the smaller of both axes. NaN scores fulfil no condition.
+        follows from: ``coherence`` of orientation and ``frequency`` in cycles a pixel of the preferred patch,
+        ``auroc``, held out, and ``q_value`` of class selectivity, ``firing_rate``; ``field``, the share of the input
+        that the layer's field spans, by the smaller of both axes. NaN scores fulfil no condition.
 
     Raises
     ------
@@ -135,20 +136,19 @@ def unit_types(
     if selective is None:
         selective = selectivity_index(acts, n_permutations=n_permutations, seed=seed, memory=memory)
     top, firing, selective = compute(top_examples(acts, k, memory=memory), dead_units(acts, memory=memory), selective)
-    if not (
-        selective.sizes.get(CHECKPOINT) == acts.sizes[CHECKPOINT] and selective.sizes.get(UNIT) == acts.sizes[UNIT]
-    ):
-        raise DimensionError(
-            f"selective has sizes {dict(selective.sizes)} where layer {layer} has {acts.sizes[CHECKPOINT]} checkpoints "
-            f"and {acts.sizes[UNIT]} units: ask selectivity_index about the same."
-        )
-    pictures, field = _preferred(store, layer, top)
+    for dim in (CHECKPOINT, UNIT):
+        if dim not in selective.coords or not np.array_equal(selective[dim].values, acts[dim].values):
+            raise DimensionError(
+                f"selective has sizes {dict(selective.sizes)} and not the {dim} labels of layer {layer}: ask "
+                f"selectivity_index about the same {acts.sizes[CHECKPOINT]} checkpoints and {acts.sizes[UNIT]} units."
+            )
+    coherence, frequency, field = _pictured(store, layer, top)
     over = (CHECKPOINT, UNIT)
     scores = xr.Dataset(
         {
-            "coherence": (over, orientation_coherence(pictures)),
-            "frequency": (over, spatial_frequency(pictures)),
-            "auroc": selective["auroc"].variable,
+            "coherence": (over, coherence),
+            "frequency": (over, frequency),
+            "auroc": selective["auroc_held_out"].variable,
             "q_value": selective["q_value"].variable,
             "firing_rate": firing["firing_rate"].variable,
             "field": ((), field),
@@ -158,7 +158,8 @@ def unit_types(
     chosen = rule or TypeRule()
     found = scores.assign(type=(over, chosen.of(scores)))
     limits = {name: getattr(chosen, name) for name in TypeRule.__dataclass_fields__}
-    parameters = {**limits, "k": k, "n_permutations": n_permutations, "seed": seed}
+    asked = json.loads(selective.attrs.get("parameters", "{}"))
+    parameters = {**limits, "k": k, **{name: asked.get(name) for name in ("n_permutations", "seed")}}
     found.attrs = described({}, acts, "what kind of thing drives each unit", parameters, squeeze=False).attrs
     return found
 
@@ -208,8 +209,8 @@ def type_shares(types: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
     )
 
 
-def _preferred(store: Store, layer: str, top: xr.Dataset) -> tuple[F64, float]:
-    """Return the preferred patches (checkpoint, unit, row, column) and the share of the input that the field spans."""
+def _pictured(store: Store, layer: str, top: xr.Dataset) -> tuple[F64, F64, float]:
+    """Score preferred patches (checkpoint, unit), and return the share of the input that the field spans."""
     ordered = top.transpose(CHECKPOINT, UNIT, "rank")
     examples = np.unique(ordered[EXAMPLE].values)
     images = images_of(store, examples)
@@ -217,24 +218,16 @@ def _preferred(store: Store, layer: str, top: xr.Dataset) -> tuple[F64, float]:
         raise DimensionError(f"The inputs of {store.path} are no images: types are of units that see images.")
     grey, field = images.mean(axis=1, keepdims=True), field_of(store, layer)
     place = np.searchsorted(examples, ordered[EXAMPLE].values)
+    y, x, drives = ordered[Y].values, ordered[X].values, ordered["value"].values != 0
+    coherence, frequency = np.full((2, *place.shape[:2]), np.nan)
+    for unit in np.ndindex(place.shape[:2]):  # one picture at a time: all of them may be as large as the layer
+        some = drives[unit]
+        if some.any():
+            patches = cut_patches(grey[place[unit][some]], field, y[unit][some], x[unit][some])[0][:, 0]
+            n = np.isfinite(patches).sum(axis=0)
+            picture = np.divide(np.nansum(patches, axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)
+            coherence[unit], frequency[unit] = orientation_coherence(picture), spatial_frequency(picture)
     shape = images.shape[2:]
-    y, x = ordered[Y].values, ordered[X].values
-    rows = [
-        np.nanmean(_quiet(cut_patches(grey[place[unit]], field, y[unit], x[unit])[0]), axis=0)
-        for unit in np.ndindex(place.shape[:2])
-    ]
-    high, wide = (max(one.shape[axis] for one in rows) for axis in (-2, -1))
-    found = np.full((len(rows), high, wide), np.nan)
-    for target, one in zip(found, rows, strict=True):
-        target[: one.shape[-2], : one.shape[-1]] = one[0]
     known = field is not None and str(field["kind"].values) != "unknown"
     sizes = field["size"].values if known and field is not None else np.array(shape, float)
-    spans = float(np.min(np.minimum(sizes, shape) / shape))
-    return found.reshape(*place.shape[:2], high, wide), spans
-
-
-def _quiet(patches: F64) -> F64:
-    """Give pixels that no patch has a value, since there is no mean of nothing."""
-    empty = ~np.isfinite(patches).any(axis=0)
-    patches[:, empty] = float(np.nanmean(patches))
-    return patches
+    return coherence, frequency, float(np.min(np.minimum(sizes, shape) / shape))

@@ -10,7 +10,7 @@ import xarray as xr
 from dask.base import compute
 from numpy.typing import NDArray
 
-from ndt_query.firing import dead_units, newly_active_units
+from ndt_query.firing import newly_active_units
 from ndt_query.gallery import spread_pairs
 from ndt_query.inference import clopper_pearson, fdr
 from ndt_query.inputs import require_count, require_steps
@@ -147,7 +147,8 @@ def waking_units(
     Dataset
         Over (moment, layer): ``woken``, how many units woke up; ``dead_before``, of how many that were dead; ``share``,
         with ``share_low`` and ``share_high``, 95% Clopper-Pearson limits with n the dead units, NaN where none was.
-        ``moment`` is ordered by role and step; ``before``, ``after`` and ``role`` label it.
+        Units with a NaN at either checkpoint are in none of them. ``moment`` is in the order given; ``before``,
+        ``after`` and ``role`` label it.
 
         Over ``woken_unit``, one for each unit and moment: ``unit``, ``layer_of``, ``moment_of`` (position among the
         moments), ``rate_after`` (the fraction of examples in which it fires then), and at ``after``:
@@ -178,16 +179,11 @@ def waking_units(
     woken, dead = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     rows: list[xr.Dataset] = []
     for column, (layer, acts) in enumerate(layers.items()):
-        asked = [
-            (
-                newly_active_units(acts, before, after, min_rate, memory=memory),
-                dead_units(acts.sel({CHECKPOINT: before}), memory=memory)["dead"].sum(),
-            )
-            for _, before, after in moments
-        ]
-        for row, (found, n_dead) in enumerate(compute(*asked)):
+        asked = [newly_active_units(acts, before, after, min_rate, memory=memory) for _, before, after in moments]
+        for row, found in enumerate(compute(*asked)):
             units = found[UNIT].values[found["newly_active"].values]
-            woken[row, column], dead[row, column] = len(units), int(n_dead)
+            woken[row, column] = len(units)
+            dead[row, column] = int(((found["rate_before"] == 0) & found["rate_after"].notnull()).sum())
             if len(units):
                 some = acts.sel({CHECKPOINT: moments[row][2], UNIT: units})
                 one = _responses(some, k, {"n_permutations": n_permutations, "seed": seed}, memory)

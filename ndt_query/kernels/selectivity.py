@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from ndt_store.views.blocks import spans
 from ndt_store.views.classes import one_hot
 
-__all__ = ["STATISTICS", "auroc", "average_ranks", "class_sums", "dprime", "index", "normalised", "permutation_counts"]
+__all__ = [
+    "STATISTICS",
+    "auroc",
+    "average_ranks",
+    "batch_size",
+    "class_sums",
+    "dprime",
+    "held_out_auroc",
+    "index",
+    "normalised",
+    "permutation_counts",
+]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -177,6 +188,41 @@ def _tested(found: dict[str, F64], statistic: str, signed: NDArray[np.bool_]) ->
     return np.where(signed, found["dprime"], found["index"]) if "dprime" in found else found["index"]
 
 
+def held_out_auroc(values: F64, codes: I64, n_classes: int) -> F64:
+    """AUROC (unit,) of a class that was chosen on other examples: the mean over both halves of the examples.
+
+    Halves take the examples of each class in turn. On each the class of the largest mean is chosen, whose AUROC on the
+    other half counts, so that the choice cannot make chance look like selectivity. NaN where a class has one example.
+
+    Parameters
+    ----------
+    values : ndarray (example, unit)
+        Activations, finite.
+    codes : ndarray of int64 (example,)
+        Class of each example.
+    n_classes : int
+    """
+    if np.bincount(codes, minlength=n_classes).min() < 2:
+        return np.full(values.shape[1], np.nan)
+    values = normalised(values)
+    order = np.argsort(codes, kind="stable")
+    turn = np.empty(len(codes), np.int64)
+    turn[order] = np.arange(len(codes)) - np.searchsorted(codes[order], codes[order])
+    halves = []
+    for half in (0, 1):
+        rows = turn % 2 == half
+        counts = np.bincount(codes[rows], minlength=n_classes)
+        sums, ranks = (class_sums(some, codes[rows], n_classes) for some in (values[rows], average_ranks(values[rows])))
+        halves.append((counts, sums, ranks))
+    found = np.zeros(values.shape[1])
+    for (n_chosen, sums, _), (n_told, _, ranks) in (halves, halves[::-1]):
+        preferred, _, _ = _preferred(sums, n_chosen)
+        n = n_told[preferred]
+        own = np.take_along_axis(ranks, preferred[None], axis=0)[0]
+        found += (own - n * (n + 1) / 2) / (n * (n_told.sum() - n)) / 2
+    return found
+
+
 def permutation_counts(
     values: F64,
     codes: I64,
@@ -216,8 +262,13 @@ def permutation_counts(
     limit = np.where(np.isinf(observed), observed, limit)
     rng = np.random.default_rng(seed)
     reached = np.zeros(values.shape[1], np.int64)
-    for batch in spans(n_permutations, _BATCH_NBYTES // (8 * n_classes * len(codes))):
+    for batch in spans(n_permutations, batch_size(n_classes, *values.shape)):
         permuted = rng.permuted(np.tile(codes, (batch.stop - batch.start, 1)), axis=1)
         null = _tested(_statistics(values, ranks, permuted, counts, statistic, signed), statistic, signed)
         reached += (null >= limit).sum(axis=0)
     return reached, observed
+
+
+def batch_size(n_classes: int, n_examples: int, n_units: int) -> int:
+    """How many permutations are worked on at a time: their indicators and four arrays of sums take 32 MB."""
+    return max(1, _BATCH_NBYTES // (8 * n_classes * (n_examples + 4 * n_units)))

@@ -34,6 +34,8 @@ __all__ = ["composed_share", "composition"]
 
 GREY: Final = "#666666"
 DODGE: Final = 0.03
+MOST_DODGE: Final = 0.15
+"""Inches that pairs of layers stand aside from each other, and all of them together."""
 """Inches between pairs of layers at the same step."""
 
 FLOOR: Final = -0.25
@@ -78,8 +80,10 @@ def composition(result: xr.Dataset | Compositions) -> Figure:
         named = place % n_columns == 0
         axes.set_ylabel(("held-out $R^2$" if over else "units above") if named else "")
         axes.tick_params(labelleft=named)
-        composed, n = part["composed"].sum(UNIT).values.reshape(-1), part.sizes[UNIT]
-        counts = f"{composed[-1]} of {n}" if composed.size == 1 else f"{composed[0]} \u2192 {composed[-1]} of {n}"
+        composed, n = (one.sum(UNIT).values.reshape(-1) for one in (part["composed"], part["r2"].notnull()))
+        before = f"{composed[0]}" if n[0] == n[-1] else f"{composed[0]} of {n[0]}"
+        counts = f"{composed[-1]} of {n[-1]}"
+        counts = counts if composed.size == 1 else f"{before} \u2192 {counts}"
         axes.set_title(f"{name}\n{counts} composed", linespacing=1.25)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
@@ -111,6 +115,7 @@ def composed_share(result: xr.Dataset | Compositions) -> Figure:
     figure = Figure(figsize=(SINGLE_COLUMN + (1.6 if len(parts) > 1 else 0), 2.5), layout="constrained")
     axes = figure.add_subplot()
     confidence = 0.95
+    dodge = min(DODGE, MOST_DODGE / len(parts))
     for place, (name, part) in enumerate(parts.items()):
         if CHECKPOINT not in part.dims:
             raise DimensionError(f"The result of {name} has no dimension checkpoint: draw one that spans training.")
@@ -123,7 +128,7 @@ def composed_share(result: xr.Dataset | Compositions) -> Figure:
         share[known] = composed[known] / varying[known]
         low[known], high[known] = clopper_pearson(composed[known], varying[known], confidence=confidence)
         reach = np.stack([share - low, high - share])
-        aside = ScaledTranslation((place - (len(parts) - 1) / 2) * DODGE, 0, figure.dpi_scale_trans)
+        aside = ScaledTranslation((place - (len(parts) - 1) / 2) * dodge, 0, figure.dpi_scale_trans)
         axes.errorbar(steps, share, reach, fmt="o-", color=colours[name], elinewidth=0.8, capsize=1.5, label=name,
                       transform=axes.transData + aside)  # fmt: skip
     all_steps = np.unique(np.concatenate([part[CHECKPOINT].values for part in parts.values()]))

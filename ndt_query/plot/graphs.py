@@ -87,10 +87,11 @@ def composition_graph(graph: xr.Dataset, *, most: int = 60) -> Figure:
 def _largest(graph: xr.Dataset, most: int) -> xr.Dataset:
     """Edges of the largest share, as many of each pair of layers as of the others where there are so many."""
     share = graph["share"].values
-    pairs = np.char.add(np.char.add(graph["early_layer"].values, "\0"), graph["late_layer"].values)
+    pairs = np.stack([graph["early_layer"].values.astype(str), graph["late_layer"].values.astype(str)], axis=1)
+    _, pair_of = np.unique(pairs, axis=0, return_inverse=True)
     rank = np.empty(len(share), np.int64)
-    for pair in np.unique(pairs):
-        mine = np.flatnonzero(pairs == pair)
+    for pair in range(int(pair_of.max(initial=-1)) + 1):
+        mine = np.flatnonzero(pair_of == pair)
         rank[mine[np.argsort(-share[mine], kind="stable")]] = np.arange(len(mine))
     return graph.isel(edge=np.sort(np.lexsort((-share, rank))[:most]))
 

@@ -88,7 +88,7 @@ def emergence(result: xr.Dataset) -> Figure:
     -------
     Figure
         Single column. Bands: 95% Clopper-Pearson. The bar of a layer spans the two checkpoints between which half of
-        its rise happened; a layer whose rise is not beyond doubt has none.
+        its rise happened; a layer whose limits overlap has none.
 
     Raises
     ------

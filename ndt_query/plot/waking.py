@@ -122,7 +122,11 @@ def _shares(axes: Axes, result: xr.Dataset) -> None:
 
 def _curves(axes: Axes, result: xr.Dataset) -> None:
     n = result.sizes.get("woken_unit", 0)
-    axes.set_title(f"selectivity of {n} woken unit{'s' * (n != 1)}")
+    # A unit may wake up in more than one of the pairs that were asked about.
+    distinct = (
+        len(set(zip(result["layer_of"].values.tolist(), result["unit"].values.tolist(), strict=True))) if n else 0
+    )
+    axes.set_title(f"selectivity of {distinct} woken unit{'s' * (distinct != 1)}")
     axes.set_xlabel("classes, in falling order")
     axes.set_ylabel("mean over largest mean")
     if not n or "class_mean" not in result:

@@ -373,3 +373,21 @@ def test_module_that_runs_twice__has_a_field_each_time() -> None:
         "0.conv#0": (3, 1, 0),
         "0.conv#1": (5, 1, 0),
     }
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: nn.functional.conv2d(x, x.mean((0, 2, 3)).reshape(1, 1, 1, 1).expand(1, 1, 3, 3)),
+        lambda x: nn.functional.batch_norm(x, torch.zeros(1), torch.ones(1), weight=x.mean((0, 2, 3))),
+        lambda x: nn.functional.prelu(x, x.mean((0, 2, 3))),
+    ],
+)
+def test_field__of_parameters_that_are_made_of_the_input_is_not_known(function: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(conv(1, 1, 3), Apply(function))
+    assert fields(model, (1, 9, 9), ["1"])["1"].kind == "unknown"
+
+
+def test_field__of_parameters_that_a_forward_makes_of_nothing_is_known() -> None:
+    model = nn.Sequential(conv(1, 1, 3), Apply(lambda x: nn.functional.conv2d(x, torch.ones(1, 1, 3, 3))))
+    assert sizes(fields(model, (1, 9, 9), ["1"]))["1"] == (5, 1, 2)

@@ -3,6 +3,7 @@
 import base64
 import importlib
 import io
+import json
 import re
 
 import matplotlib as mpl
@@ -12,6 +13,7 @@ import xarray as xr
 from PIL import Image
 
 import ndt_query as nq
+from ndt_query import gallery
 from ndt_query.gallery import spread_pairs
 from ndt_query.tiles import NOT_A_NUMBER, SIDE, Tiles, as_tiles
 from ndt_store.cli import main
@@ -237,3 +239,49 @@ def test_gallery_and_figure__load_only_the_inputs_that_they_show(store, tmp_path
     assert sizes == [6, 3]
     with pytest.raises(NotFoundError, match="inputs lack example"):
         nq.plot.cams(comparison, store.root["input"].isel(example=slice(1)))
+
+
+def test_signed_gallery__draws_what_speaks_against_the_class_and_says_so(store, tmp_path):
+    page = nq.cam_gallery(store, tmp_path, pairs=[(10, 40)], n_per_class=4, signed=True)
+    assert "speaks against the class below 0" in page.read_text()
+    drawn = pictures((tmp_path / "pages" / "001.html").read_text())["example 7 of class 1"]
+    cam = nq.grad_cam(store[LAYER].sel(example=[7]), signed=True).isel(example=0).compute()
+    before, after = cam.sel(checkpoint=10).values, cam.sel(checkpoint=40).values
+    assert before.min() < 0
+    limit = max(abs(before).max(), abs(after).max(), abs(after - before).max())
+    rows, columns = np.arange(SIDE) * 5 // SIDE, np.arange(SIDE) * 6 // SIDE
+    for place, values in ((1, before), (2, after), (3, after - before)):
+        expected = mpl.colormaps["RdBu_r"](0.5 + values / limit / 2, bytes=True)[..., :3][np.ix_(rows, columns)]
+        np.testing.assert_array_equal(drawn[place * (SIDE + 2) :][:SIDE], expected)
+    tree = xr.open_datatree(tmp_path / "cams.zarr", engine="zarr", consolidated=False)
+    assert json.loads(tree.attrs["parameters"]) == {"signed": True, "n_per_class": 4}
+    np.testing.assert_allclose(tree[f"10-40/{LAYER}"]["before"].sel(example=7), before, rtol=1e-6)
+
+
+def test_command__passes_signed_on(store, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(gallery, "cam_gallery", lambda *_, **options: seen.update(options) or tmp_path)
+    with pytest.raises(SystemExit):
+        main(["cams", str(store.path), "--signed", "--per-class", "3"])
+    assert (seen["signed"], seen["n_per_class"]) == (True, 3)
+
+
+def test_gallery__passes_over_pairs_of_which_nothing_is_right(tmp_path):
+    label = np.arange(N) % 3
+    rng = np.random.default_rng(1)
+    made = simulate_store(
+        tmp_path / "r.zarr", checkpoints=STEPS, n_examples=N, layers={"c": (2, 4, 4)},
+        planted={
+            "layers/c/activations": rng.random((3, N, 2, 4, 4)), "layers/c/gradients": rng.random((3, N, 2, 4, 4)),
+            "prediction": np.stack([label, (label + 1) % 3, label]),
+        },
+    ).store  # fmt: skip
+    nq.cam_gallery(made, tmp_path / "out", n_per_class=1)
+    assert list(xr.open_datatree(tmp_path / "out" / "cams.zarr", engine="zarr", consolidated=False)) == ["10-40"]
+    with pytest.raises(NotFoundError, match="no example right at checkpoint 10"):
+        nq.cam_gallery(made, tmp_path / "out", pairs=[(0, 10), (10, 40)])
+
+
+def test_mean_map__of_a_nan_is_drawn_on_the_scale_of_what_is_known():
+    means = xr.Dataset({"mean": (("class", "y", "x"), [[[1.0, np.nan], [-2.0, 0.0]]])}, {"class": [0]})
+    assert gallery._mean_picture(means, 0)["limit"] == "2"

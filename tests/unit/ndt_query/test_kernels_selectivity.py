@@ -80,3 +80,34 @@ def test_permutation_counts__takes_equal_values_as_reached():
     reached, observed = selectivity.permutation_counts(values, np.arange(30) % 3, 3, np.zeros(1, bool), "index", 50, 0)
     assert observed[0] == pytest.approx(0)
     assert reached[0] == 50
+
+
+@pytest.mark.parametrize(("n_classes", "each"), [(10, 50), (100, 5), (100, 2)])
+def test_held_out_auroc__of_noise_is_a_half_whatever_the_classes(rng, n_classes, each):
+    codes = np.repeat(np.arange(n_classes), each)
+    values = np.maximum(rng.standard_normal((len(codes), 400)), 0)
+    found = selectivity.held_out_auroc(values, codes, n_classes)
+    assert found.mean() == pytest.approx(0.5, abs=4 * found.std() / 20)
+
+
+def test_held_out_auroc__is_that_of_each_half_by_scikit_learn(rng):
+    codes = rng.permutation(np.repeat(np.arange(3), [7, 9, 12]))
+    values = rng.standard_normal((28, 5)).round(1)  # with ties
+    seen, half = [0, 0, 0], np.empty(28, int)
+    for row, code in enumerate(codes):
+        half[row], seen[code] = seen[code] % 2, seen[code] + 1
+    expected = np.zeros(5)
+    for part in (0, 1):
+        for unit in range(5):
+            means = [values[(half == part) & (codes == code), unit].mean() for code in range(3)]
+            rest = half != part
+            expected[unit] += roc_auc_score(codes[rest] == np.argmax(means), values[rest, unit]) / 2
+    np.testing.assert_allclose(selectivity.held_out_auroc(values, codes, 3), expected)
+    assert np.isnan(selectivity.held_out_auroc(values[:3], np.arange(3), 3)).all()
+
+
+def test_batches__grow_no_larger_with_the_units():
+    for n_examples, n_units in ((64, 16384), (5000, 10), (10, 10)):
+        assert selectivity.batch_size(10, n_examples, n_units) * 80 * (n_examples + 4 * n_units) <= max(
+            32 << 20, 80 * (n_examples + 4 * n_units)
+        )

@@ -41,7 +41,7 @@ def test_composition__draws_units_against_their_null_over_training(results):
     known = one["null_r2"].clip(min=-0.25)
     assert null.max() == pytest.approx(float(known.max()))
     assert null.min() == pytest.approx(float(known.min()))
-    assert first.get_title(loc="left") == "conv1 \u2192 conv2\n0 \u2192 5 of 6 composed"
+    assert first.get_title(loc="left") == "conv1 \u2192 conv2\n0 \u2192 5 of 5 composed"
     assert second.get_title(loc="left") == "conv2 \u2192 \\$fc\\$\n0 \u2192 0 of 3 composed"
     assert first.get_ylabel() == "held-out $R^2$"
     assert second.get_ylabel() == ""
@@ -55,7 +55,7 @@ def test_composition__of_one_checkpoint_draws_how_many_units_lie_above(results):
     np.testing.assert_allclose(held_out.get_ydata(), [1, 0.8, 0.6, 0.4, 0.2, 0], atol=1e-12)
     assert len(shuffled.get_xdata()) == 1 + 19 * 5
     assert threshold.get_xdata() == [0.7, 0.7]
-    assert axes.get_title(loc="left") == "conv1 \u2192 conv2\n5 of 6 composed"
+    assert axes.get_title(loc="left") == "conv1 \u2192 conv2\n5 of 5 composed"
     assert axes.get_ylabel() == "units above"
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from sklearn.metrics import roc_auc_score
 
 import ndt_query as nq
@@ -176,3 +177,26 @@ def test_selectivity_index__has_the_auroc_of_scikit_learn_with_ties(rng, n_class
     for unit in range(6):
         expected = roc_auc_score(labels == found["preferred_class"].values[unit], values[0, :, unit])
         assert found["auroc"].values[unit] == pytest.approx(expected)
+
+
+def test_selectivity_index__finds_a_few_selective_units_among_thousands(rng):
+    """Of 1,500 units 5 are planted: with 200 permutations alone their q could not be below 1.5."""
+    labels = np.arange(100) % 5
+    values = np.maximum(rng.standard_normal((100, 1500)), 0)
+    values[labels == 2, :5] += 10
+    acts = xr.DataArray(values, dims=("example", "unit"))
+    found = nq.selectivity_index(acts, labels, n_permutations=200)
+    told = np.flatnonzero(found["q_value"].values <= 0.05)
+    assert set(range(5)) <= set(told.tolist())
+    assert len(told) <= 7  # one in twenty is expected to be false
+
+
+def test_selectivity_index__keeps_its_level_where_it_looks_closer(rng):
+    labels = np.arange(60) % 3
+    values = rng.standard_normal((60, 3000))
+    p = nq.selectivity_index(xr.DataArray(values, dims=("example", "unit")), labels, n_permutations=99)[
+        "p_value"
+    ].values
+    for level in (0.05, 0.01, 0.002):
+        assert (p <= level).mean() <= level + 4 * np.sqrt(level / 3000)
+    assert p.min() < 0.01

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
+from ndt_query.cnn_figures import cnn_tables
 from ndt_query.study import emergence
 from ndt_query.study_pages import study_figures
 from ndt_store.cli import main
@@ -83,7 +84,11 @@ def test_emergence__needs_a_rise_beyond_doubt():
     def layer(counts):
         auroc = np.array([[0.95] * k + [0.5] * (20 - k) for k in counts])
         return xr.Dataset(
-            {"auroc": (("checkpoint", "unit"), auroc), "q_value": (("checkpoint", "unit"), np.zeros((4, 20)))},
+            {
+                "auroc_held_out": (("checkpoint", "unit"), auroc),
+                "q_value": (("checkpoint", "unit"), np.zeros((4, 20))),
+                "nan_count": (("checkpoint", "unit"), np.zeros((4, 20), int)),
+            },
             {"checkpoint": [0, 10, 40, 100]},
         )
 
@@ -94,6 +99,11 @@ def test_emergence__needs_a_rise_beyond_doubt():
     low, high = nq.clopper_pearson(2, 20)
     one = found.sel(layer="up", checkpoint=10)
     assert (one["share_low"], one["share_high"]) == (low, high)
+    missing = layer([0, 2, 12, 20])
+    missing["nan_count"][1, 3] = 1
+    found = emergence({"some": missing})
+    assert np.isnan(found["share"].values[:, 0]).tolist() == [False, True, False, False]
+    assert found["half"].isnull().all()
 
 
 def test_study__takes_selectivity_that_was_asked_for(store, study):
@@ -179,3 +189,31 @@ def test_study__of_inputs_that_are_no_images_leaves_types_out(store, monkeypatch
     found = nq.cnn_study(store, checkpoints=[0, 40], layers=["conv1", "conv2"])
     assert "types" not in found.children
     assert set(study_figures(found)) == {"emergence", "selectivity", "waking", "composition"}
+
+
+def test_study__of_layers_inside_one_another_and_of_few_examples(tmp_path):
+    made = simulate_store(
+        tmp_path / "r.zarr", checkpoints=(0, 10), n_examples=8, kinds=("activations",),
+        layers={"block": (4, 3, 3), "block/conv": (6, 3, 3), "a--b": (3, 3, 3)},
+    ).store  # fmt: skip
+    study = nq.cnn_study(made, n_permutations=9)
+    assert list(study["selectivity"].children) == ["block", "block%2Fconv", "a--b"]
+    assert study["selectivity"].children["block%2Fconv"].sizes["unit"] == 6
+    assert "composition of block and a--b: " in study.attrs["left_out"]
+    page = nq.study_page(study, tmp_path / "out").read_text()
+    assert "<td>block/conv</td>" in page
+    assert "Left out: composition of block and a--b" in page
+
+
+def test_table__counts_a_unit_that_wakes_up_in_overlapping_pairs_once(store):
+    both = nq.cnn_study(store, pairs={"jump": [(0, 10)], "": [(0, 40), (0, 10)]}, n_permutations=9)
+    assert both["waking"].sizes["woken_unit"] == 3
+    rows = {row["layer"]: row["woken"] for row in cnn_tables(both)["rows"]}
+    assert rows == {"conv1": 0, "conv2": 1, "conv3": 0}
+    assert "selectivity of 1 woken unit" in [axes.get_title() or axes.get_title(loc="left") for axes in
+                                             study_figures(both)["waking"].axes]  # fmt: skip
+
+
+def test_study__of_one_moment_says_that_two_are_needed(store):
+    with pytest.raises(InvalidInputError, match=r"checkpoints=\[10\] are fewer than two"):
+        nq.cnn_study(store, checkpoints=[10])

@@ -107,7 +107,8 @@ def test_types__find_the_unit_that_is_wired_to_a_class(found):
 def test_types__follow_from_their_scores(found, store):
     np.testing.assert_array_equal(found["type"], nq.TypeRule().of(found))
     acts = store["conv"].activations
-    np.testing.assert_allclose(found["auroc"], nq.selectivity_index(acts, n_permutations=500)["auroc"])
+    told = nq.selectivity_index(acts, n_permutations=500)
+    np.testing.assert_allclose(found["auroc"], told["auroc_held_out"])
     top = nq.top_examples(acts, 9).compute().sel(checkpoint=10, unit=3)
     patch = store.root["input"].sel(example=top["example"].values).mean("example").values[0].astype(np.float64)
     assert found["frequency"].sel(checkpoint=10, unit=3).item() == pytest.approx(spatial_frequency(patch).item())
@@ -117,6 +118,28 @@ def test_types__follow_from_their_scores(found, store):
 def test_types__are_the_same_from_selectivity_that_is_known(found, store):
     known = nq.selectivity_index(store["conv"].activations, n_permutations=500)
     xr.testing.assert_identical(nq.unit_types(store, "conv", selective=known), found)
+
+
+def test_types__refuse_selectivity_of_other_checkpoints(store):
+    known = nq.selectivity_index(store["conv"].activations, n_permutations=9)
+    with pytest.raises(DimensionError, match="not the checkpoint labels of layer conv"):
+        nq.unit_types(store, "conv", selective=known.isel(checkpoint=[1, 0]))
+    found = nq.unit_types(store, "conv", selective=known)
+    assert json.loads(found.attrs["parameters"])["n_permutations"] == 9
+
+
+def test_types__average_the_patches_of_examples_that_drive_the_unit_alone(tmp_path):
+    values = np.zeros((2, 60, 2, 3, 3), np.float32)
+    values[:, 7:12, 0, 1, 1] = 1
+    made = simulate_store(
+        tmp_path / "r.zarr", checkpoints=(0, 10), n_examples=60, layers={"conv": (2, 3, 3)}, kinds=("activations",),
+        planted={"layers/conv/activations": values},
+    ).store  # fmt: skip
+    found = nq.unit_types(made, "conv", k=9)
+    picture = made.root["input"].values[7:12, 0].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(found["coherence"].sel(unit=0), orientation_coherence(picture))
+    np.testing.assert_allclose(found["frequency"].sel(unit=0), spatial_frequency(picture))
+    assert found["coherence"].sel(unit=1).isnull().all()  # it never fires
 
 
 def test_shares__count_and_compare_with_the_first_checkpoint(found):

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
-from ndt_query.receptive import patch_bounds
+from ndt_query.profile import _histogram, cut_patches
 from ndt_store import write_experiment
 from ndt_store.cli import main
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
@@ -177,16 +177,52 @@ def test_profile__cuts_out_what_the_unit_saw(with_fields):
     assert found["field_size"].values.tolist() == [3, 3]
     assert found["patch"].shape == (N, 1, 3, 3)
     images = with_fields.root["input"].sel(example=found["example"].values).values
-    field = nq.receptive_field(with_fields, "conv")
     seen = set()
     for rank in range(N):
         y, x = int(found["y"][rank]), int(found["x"][rank])
         seen.add((y, x))
         padded = np.pad(images[rank, 0], 1, constant_values=np.nan)
         np.testing.assert_array_equal(found["patch"].values[rank, 0], padded[y : y + 3, x : x + 3])
-        high, wide = patch_bounds(field, y, x, (4, 4))
-        assert (found["patch_top"].values[rank], found["patch_left"].values[rank]) == (high.start, wide.start)
+        assert (found["patch_top"].values[rank], found["patch_left"].values[rank]) == (y - 1, x - 1)
     assert {0, 3} <= {y for y, _ in seen}  # both borders are met
+
+
+@pytest.mark.parametrize("size", [3.0, 18.0, 38.0])
+def test_patches__are_aligned_to_the_field_also_where_it_exceeds_the_image(size):
+    """Every row of a patch is the same place in the field, whichever sides the border cuts."""
+    image = np.arange(28 * 28, dtype=float).reshape(1, 28, 28)
+    both = {"size": [size] * 2, "stride": [6.0] * 2, "offset": [0.0] * 2}
+    field = xr.Dataset({name: ("axis", one) for name, one in both.items()}, {"axis": ["y", "x"]})
+    field["kind"], field["reason"] = "sliding", ""
+    y, x = np.array([0, 1, 2, 4]), np.array([4, 0, 3, 1])
+    patches, starts = cut_patches(np.repeat(image[None], 4, 0), field, y, x)
+    assert patches.shape == (4, 1, int(size), int(size))
+    for patch, (top, left), row, column in zip(patches[:, 0], starts, y, x, strict=True):
+        assert (top, left) == (round(6 * row - (size - 1) / 2), round(6 * column - (size - 1) / 2))
+        for place in np.ndindex(patch.shape):
+            at = place[0] + top, place[1] + left
+            inside = 0 <= at[0] < 28 and 0 <= at[1] < 28
+            assert patch[place] == image[0][at] if inside else np.isnan(patch[place])
+
+
+def test_profile__has_the_width_of_its_own_checkpoint(with_fields):
+    assert "field_width" in nq.unit_profile(with_fields, "conv", 1, checkpoint=40)
+    assert "field_width" not in nq.unit_profile(with_fields, "conv", 1, checkpoint=STEPS[0])
+
+
+@pytest.mark.parametrize(
+    "values", [np.float16([1000, 1001, 1002, 1003]), np.nextafter(np.float32(1), np.float32([1, 2, 2, 1])), [2.0] * 4]
+)
+def test_histogram__of_values_that_are_nearly_alike_counts_them(values):
+    found = _histogram(np.asarray(values))
+    assert found["count"][1].sum() == 4
+    assert (np.diff(found["bin_edge"][1]) > 0).all()
+
+
+def test_histogram__with_nan_has_no_share_of_zeros():
+    found = _histogram(np.array([0, np.nan, 0, 1.0]))
+    assert np.isnan(found["zero_fraction"][1])
+    assert found["nan_count"][1] == 1
 
 
 def test_profile__names_what_is_wrong(store):

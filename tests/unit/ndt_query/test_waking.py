@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import ndt_query as nq
 from ndt_query.waking import moments_of
@@ -191,3 +192,15 @@ def test_moments__without_a_training_span_it(store, tmp_path):
     assert "Nothing was tracked" in said
     with pytest.raises(InvalidInputError, match="1 committed checkpoints"):
         moments_of(simulate_store(tmp_path / "one.zarr", checkpoints=(0,)).store)
+
+
+def test_waking__leaves_out_units_with_nan_at_either_checkpoint():
+    values = np.zeros((2, 20, 4), np.float32)
+    values[1] = 1
+    values[1, 3, 2:] = np.nan
+    acts = xr.DataArray(
+        values, {"checkpoint": [0, 10], "label": ("example", np.arange(20) % 2), "unit": np.arange(4)},
+        ("checkpoint", "example", "unit"),
+    )  # fmt: skip
+    found = nq.waking_units({"fc": acts}, [(0, 10)], n_permutations=9)
+    assert tuple(found[name].item() for name in ("woken", "dead_before", "share")) == (2, 2, 1.0)
