@@ -2,6 +2,7 @@ from . import plot
 from .activity import neuron_importance, unit_moments
 from .attention import attention_distance, attention_entropy, attention_sparsity, mean_pattern
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
+from .components import pca
 from .composition import compose
 from .disentanglement import disentanglement
 from .filters import examples_above
@@ -46,7 +47,7 @@ from .smoothness import smoothness
 from .specialisation import attention_selectivity, head_specialisation
 from .study import cnn_study
 from .study_pages import study_page
-from .subspaces import pca, subspace_drift, subspace_overlap
+from .subspaces import subspace_drift, subspace_overlap
 from .summary import summary
 from .transformer_study import transformer_study
 from .unit_types import TypeRule, type_shares, unit_types

@@ -14,8 +14,9 @@ from ndt_query.firing import dead_units
 from ndt_query.images import as_images
 from ndt_query.inputs import require_count, require_steps
 from ndt_query.layers import described
+from ndt_query.patches import patch_span
 from ndt_query.ranking import top_examples
-from ndt_query.receptive import EXPERIMENT, patch_span, receptive_field
+from ndt_query.receptive import EXPERIMENT, receptive_field
 from ndt_query.reductions import RANK
 from ndt_query.selectivity import class_means, selectivity_index
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, CLASS, EXAMPLE, STEP, UNIT, X, Y

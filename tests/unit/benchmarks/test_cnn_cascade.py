@@ -47,7 +47,7 @@ def test_tables__say_what_the_study_found(run: cnn_cascade.CnnRun) -> None:
         text, "Units that tell"
     )
     halves = {row[0]: row[1] for row in rows(text, "Half of that rise")}
-    assert halves == {"relu1": "no rise beyond doubt", "relu2": "no rise beyond doubt", "relu3": "no rise beyond doubt"}
+    assert halves == {"relu1": "limits overlap", "relu2": "limits overlap", "relu3": "limits overlap"}
     woken = {(row[0], row[1]): row[2] for row in rows(text, "Dead units that wake up")}
     assert woken["relu1", "0 and 10"] == "1 of 1"
     assert ("relu2", "10 and 40") not in woken  # no unit was dead

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 import ndt_query as nq
 from ndt_query import plot
-from ndt_query.receptive import SHARE, patch_bounds
+from ndt_query.patches import patch_bounds
+from ndt_query.receptive import SHARE
 from ndt_store import open_store, write_experiment
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.testing import simulate_store
