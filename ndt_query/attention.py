@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import dask.array as da
@@ -149,12 +149,17 @@ def attention_distance(
     if grid is None and not n_prefix:
         found = _measured(data, ["distance"], what, confidence)
         return found.assign(uniform_distance=((), float(distances(data.sizes[QUERY], data.sizes[KEY]).mean())))
-    patterns = patterns_of(data).isel({QUERY: slice(n_prefix, None), KEY: slice(n_prefix, None)})
+    patterns = patterns_of(data)
+    fewest = min(patterns.sizes[QUERY], patterns.sizes[KEY])
+    if n_prefix >= fewest:
+        raise InvalidInputError(f"n_prefix={n_prefix} leaves no patch: there are {fewest} tokens in all.")
+    patterns = patterns.isel({QUERY: slice(n_prefix, None), KEY: slice(n_prefix, None)})
     n = patterns.sizes[QUERY]
     if grid is None:
         apart = distances(n, patterns.sizes[KEY])
     else:
-        if len(grid) != 2 or grid[0] * grid[1] != n or n != patterns.sizes[KEY]:
+        pair = isinstance(grid, Sequence) and len(grid) == 2
+        if not pair or grid[0] * grid[1] != n or n != patterns.sizes[KEY]:
             raise DimensionError(
                 f"grid={grid!r} does not fit {n} queries and {patterns.sizes[KEY]} keys beside {n_prefix} tokens "
                 "before them: expected rows times columns to be both."

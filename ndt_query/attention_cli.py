@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
@@ -24,10 +25,11 @@ __all__ = ["attention"]
 @click.option("--figure", type=click.Path(dir_okay=False), help="Draw the measures over training: likewise.")
 @format_option
 def attention(store: str, selection: Selection, patterns: str | None, figure: str | None, output_format: str) -> None:
-    """Measure attention: entropy, sparsity and distance of each head, and how far heads differ.
+    """Measure attention: entropy, sparsity and distance of each head.
 
-    Works on attention patterns and on the summaries that a capture kept in their place; what needs patterns is left out
-    then. Entropy runs from 0, one key, to 1, all alike; low and high are 95% intervals over examples.
+    How far heads differ from each other, and flow through the layers, is in `ndt transformer`. Works on attention
+    patterns and on the summaries that a capture kept in their place; what needs patterns is left out then. Entropy runs
+    from 0, one key, to 1, all alike; low and high are 95% intervals over examples.
     """
     from ndt_query.attention import attention_distance, attention_entropy, attention_sparsity, mean_pattern
 
@@ -36,7 +38,7 @@ def attention(store: str, selection: Selection, patterns: str | None, figure: st
             require_picture(path)
     chosen = _layers(open_store(store), selection)
     found = attention_entropy(chosen).merge(attention_sparsity(chosen)).merge(attention_distance(chosen)).compute()
-    rows = _rows(found)
+    rows = _rows(found, {name: one.sizes[HEAD] for name, one in chosen.items()})
     emit([with_reach(row, ["entropy"]) for row in rows] if output_format == "table" else rows, output_format)
     if figure is not None:
         from ndt_query.plot import attention_measures, save
@@ -62,15 +64,13 @@ def _layers(store: Any, selection: Selection) -> dict[str, xr.Dataset]:
     return {name: selection.apply(store[name]) for name in names}
 
 
-def _rows(found: xr.Dataset) -> list[dict[str, Any]]:
+def _rows(found: xr.Dataset, n_heads: Mapping[str, int]) -> list[dict[str, Any]]:
     rows = []
     for layer in found[LAYER].values:
         for step in found[CHECKPOINT].values:
             one = found.sel({LAYER: layer, CHECKPOINT: step})
-            for place in range(found.sizes[HEAD]):
+            for place in range(n_heads[str(layer)]):
                 head = one.isel({HEAD: place})
-                if bool(head["hoyer"].isnull()) and bool(head["gini"].isnull()):
-                    continue  # another layer has more heads
                 row = {"layer": str(layer), "checkpoint": int(step), "head": int(head[HEAD]) if HEAD in head else place}
                 for name in ("entropy", "entropy_low", "entropy_high", "hoyer", "gini", "share", "distance"):
                     row[name] = float(head[name])

@@ -87,8 +87,8 @@ def attention_layers(data: Any) -> Iterator[tuple[str, xr.Dataset]]:
         layers = {name: data[name] for name in data.layers}
     else:
         raise InvalidInputError(
-            "Questions about attention are asked of a DataArray, a layer's Dataset, a Store, a DataTree or a mapping "
-            f"of layers: got {type(data).__name__}."
+            f"Attention of several layers is that of a Store, a DataTree or a mapping of layers: got "
+            f"{type(data).__name__}; a DataArray or a layer's Dataset is one layer alone."
         )
     found = {name: one for name, one in layers.items() if ATTENTIONS in one or MEAN_PATTERN in one}
     if not found:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ndt_query.attention import with_interval
 from ndt_query.attention_data import attention_layers, patterns_of
-from ndt_query.inputs import require_number
+from ndt_query.inputs import as_names, require_number
 from ndt_query.intervals import require_level
 from ndt_query.kernels.flow import maximal_flow, mixed, rollout, throughput
 from ndt_query.layers import Whole, software
@@ -28,7 +28,9 @@ DEPTH: Final = "depth"
 MEASURES: Final = ("flow_entropy", "input_diversity", "output_concentration")
 
 
-def attention_rollout(store: Whole, *, layers: Sequence[str] | None = None, residual: bool = True) -> xr.DataArray:
+def attention_rollout(
+    store: Whole, *, layers: str | Sequence[str] | None = None, residual: bool = True
+) -> xr.DataArray:
     """Say what each output token takes from each input token, by multiplying attention through the layers.
 
     Parameters
@@ -76,7 +78,7 @@ def attention_rollout(store: Whole, *, layers: Sequence[str] | None = None, resi
 
 
 def attention_flow(
-    store: Whole, examples: Sequence[int], *, layers: Sequence[str] | None = None, residual: bool = True
+    store: Whole, examples: Sequence[int], *, layers: str | Sequence[str] | None = None, residual: bool = True
 ) -> xr.DataArray:
     """Say how much attention can flow from each input token to each output token at most, for some examples.
 
@@ -125,7 +127,7 @@ def attention_flow(
 def flow_metrics(
     store: Whole,
     *,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     residual: bool = True,
     factor: float = 2.0,
     confidence: float = 0.95,
@@ -188,7 +190,7 @@ def flow_metrics(
     return result
 
 
-def _chosen(store: Whole, layers: Sequence[str] | None) -> dict[str, xr.DataArray]:
+def _chosen(store: Whole, layers: str | Sequence[str] | None) -> dict[str, xr.DataArray]:
     held = dict(attention_layers(store))
     able = [name for name, one in held.items() if ATTENTIONS in one]
     if layers is None and isinstance(store, xr.DataTree) and len(able) > 1:
@@ -196,10 +198,11 @@ def _chosen(store: Whole, layers: Sequence[str] | None) -> dict[str, xr.DataArra
             f"A DataTree keeps its layers by name and not by depth: give layers= in order, of {', '.join(able)}, or "
             "pass the store."
         )
-    missing = [name for name in layers or [] if name not in held]
+    wanted = as_names(layers)
+    missing = [name for name in wanted or [] if name not in held]
     if missing:
         raise NotFoundError(f"There is no attention of layer {missing[0]!r}: there is of {', '.join(held)}.")
-    found = {name: patterns_of(held[name]) for name in (layers if layers is not None else able or held)}
+    found = {name: patterns_of(held[name]) for name in (wanted if wanted is not None else able or held)}
     sizes = {(one.sizes[QUERY], one.sizes[KEY]) for one in found.values()}
     if len(sizes) > 1 or any(q != k for q, k in sizes):
         said = ", ".join(f"{name} {one.sizes[QUERY]} x {one.sizes[KEY]}" for name, one in found.items())

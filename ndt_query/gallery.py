@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.attribution import cam_difference, class_cams, correct_examples, grad_cam, require_scores
-from ndt_query.inputs import class_name, require_count, require_steps
+from ndt_query.inputs import as_pair, class_name, require_count, require_steps
 from ndt_query.layers import described, node_name, root_dataset
 from ndt_query.output import INDEX, staged
 from ndt_query.pages import picture_source, render, write_page
@@ -157,13 +157,12 @@ def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None, act
         raise InvalidInputError(f"{store.path} has {len(steps)} committed checkpoints: a comparison needs two.")
     if pairs is None:
         return spread_pairs(steps)
-    for pair in pairs:
-        if len(pair) != 2 or pair[0] == pair[1]:
-            raise InvalidInputError(f"{pair!r} is no pair of checkpoints: give two different steps, before and after.")
-        require_steps(acts, pair)
-    if not pairs:
+    found = tuple(as_pair(pair) for pair in pairs)
+    if not found:
         raise InvalidInputError("pairs is empty: give at least one (before, after), or leave it out.")
-    return tuple((int(before), int(after)) for before, after in pairs)
+    for pair in found:
+        require_steps(acts, pair)
+    return found
 
 
 def _layers(store: Store, patterns: str | Sequence[str]) -> list[str]:

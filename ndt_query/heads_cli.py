@@ -101,7 +101,7 @@ def _probes(store: Store, checkpoint: int | None, rows: dict[tuple[str, int], di
     at = {name.removesuffix(HEADS): store[name].activations.sel({CHECKPOINT: [step]}) for name in names}
     try:
         found = probe_heads(at)
-    except InvalidInputError as error:
+    except (InvalidInputError, NotFoundError) as error:
         tell(f"Probes are left out. {error}")
         return
     with_attention = {name: store[name].sel({CHECKPOINT: [step]}) for name in at if name in store.layers}

@@ -188,8 +188,8 @@ def each_layer(data: Any, kind: str = ACTIVATIONS) -> Iterator[tuple[str, xr.Dat
         found = {name: one[kind] for name, one in layers.items() if kind in one and not of_heads(one[kind])}
     else:
         raise InvalidInputError(
-            f"Questions are asked of a DataArray, a layer's Dataset, a Store, a DataTree or a mapping of layers: "
-            f"got {type(data).__name__}."
+            f"Several layers are those of a Store, a DataTree or a mapping of layers: got {type(data).__name__}; a "
+            "DataArray or a layer's Dataset is one layer alone."
         )
     if not found:
         raise NotFoundError(f"No layer holds {kind}: capture them, or pass the array that you mean.")

@@ -12,9 +12,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.attention import attention_entropy
+from ndt_query.budget import Projection, allowed_nbytes, check
 from ndt_query.inputs import as_classes, require_count
 from ndt_query.intervals import clopper_pearson, mean_ci
 from ndt_query.layers import StoreLike, of_heads, software
+from ndt_query.reduce import ADVICE
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, EXAMPLE, HEAD, LAYER, MEAN_PATTERN, TOKEN, UNIT
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 
@@ -50,7 +52,12 @@ class HeadRule:
 
 
 def probe_heads(
-    store: StoreLike | Mapping[str, xr.DataArray], *, labels: Any = None, n_folds: int = 5, seed: int = 0
+    store: StoreLike | Mapping[str, xr.DataArray],
+    *,
+    labels: Any = None,
+    n_folds: int = 5,
+    seed: int = 0,
+    memory: int | str | None = None,
 ) -> xr.Dataset:
     """Probe what each head puts out for the class of the example and for the position of the token.
 
@@ -64,6 +71,8 @@ def probe_heads(
         Of cross-validation.
     seed : int
         Of the folds and of the shuffled labels.
+    memory : int or str, optional
+        Budget of the query, see `ndt_query.budget`.
 
     Returns
     -------
@@ -72,8 +81,8 @@ def probe_heads(
         ``TASK_accuracy`` on held-out examples, with ``TASK_low`` and ``TASK_high``; ``TASK_control``, the accuracy of
         the same probe for shuffled labels (control task, Hewitt and Liang 2019), of classes the mean over 20 shuffles;
         ``TASK_gain``, ``(accuracy - control)
-        / (1 - control)``. ``entropy`` of the head's attention, where the store holds it. Attributes ``class_chance``
-        and ``position_chance`` are the shares of the most frequent label. Heads that others have more of are NaN.
+        / (1 - control)``. ``entropy`` of the head's attention, where the store holds it. ``class_chance`` and
+        ``position_chance`` (layer) are the shares of the most frequent label. Heads that others have more of are NaN.
 
     Raises
     ------
@@ -83,6 +92,8 @@ def probe_heads(
         An array has other dimensions.
     InvalidInputError
         A class has fewer examples than there are folds.
+    MemoryBudgetError
+        One checkpoint of one layer does not fit the budget.
 
     Notes
     -----
@@ -95,8 +106,10 @@ def probe_heads(
     require_count("n_folds", n_folds, 2)
     layers = _head_layers(store)
     found: dict[str, xr.Dataset] = {}
-    chance: dict[str, float] = {}
+    allowed = allowed_nbytes(memory)
     for name, acts in layers.items():
+        at_once = 8 * acts.size // acts.sizes.get(CHECKPOINT, 1)
+        check(f"probe_heads of {name}", Projection(0, 0, 0.0, 1, at_once, 2, 0), allowed, ADVICE)
         classes = as_classes(acts, labels)
         if np.bincount(classes.codes).min() < n_folds:
             raise InvalidInputError(
@@ -111,11 +124,9 @@ def probe_heads(
         over = (CHECKPOINT, HEAD) if lead else (HEAD,)
         arrays = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         part = xr.Dataset({key: (over, values if lead else values[0]) for key, values in arrays.items()})
+        chance = {"class": np.bincount(classes.codes).max() / len(classes.codes), "position": 1 / acts.sizes[TOKEN]}
+        part = part.assign({f"{task}_chance": ((), float(share)) for task, share in chance.items()})
         found[name] = part.assign_coords({dim: acts[dim] for dim in over if dim in acts.coords})
-        chance = {
-            "class_chance": float(np.bincount(classes.codes).max() / len(classes.codes)),
-            "position_chance": 1 / acts.sizes[TOKEN],
-        }
     entropies = _entropies(store, found)
     found = {name: part.assign(entropy=entropies[name]) if name in entropies else part for name, part in found.items()}
     parts = [part.drop_vars([c for c in part.coords if c not in part.dims]) for part in found.values()]
@@ -123,7 +134,7 @@ def probe_heads(
                        join="outer", combine_attrs="drop")  # fmt: skip
     result = result.transpose(..., LAYER, HEAD)
     parameters = {"n_folds": n_folds, "seed": seed, "alpha": ALPHA}
-    result.attrs = {"what": "probes of heads", "parameters": json.dumps(parameters), **chance, "software": software()}
+    result.attrs = {"what": "probes of heads", "parameters": json.dumps(parameters), "software": software()}
     return result
 
 

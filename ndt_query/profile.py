@@ -89,6 +89,10 @@ def unit_profile(
     of which the values of the unit are kept: a number for each example and position. That a unit was chosen because it
     is selective is not in its p value: for a choice among many use `ndt_query.selectivity_index` and its q values.
     """
+    if not isinstance(store, Store):
+        raise InvalidInputError(
+            f"A profile is of a unit of a Store, which open_store gives: got {type(store).__name__}."
+        )
     require_count("k", k, 1)
     acts = _unit_of(store, layer, unit)
     at = int(acts[CHECKPOINT].values[-1]) if checkpoint is None else checkpoint

@@ -13,7 +13,7 @@ from ndt_query.emerging import half_risen
 from ndt_query.gallery import spread_pairs
 from ndt_query.graphs import compose_pairs
 from ndt_query.inference import clopper_pearson
-from ndt_query.inputs import require_number, require_steps
+from ndt_query.inputs import as_names, require_number, require_steps
 from ndt_query.layers import described, node_name
 from ndt_query.performance import performance
 from ndt_query.profile import images_of
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 def cnn_study(
     store: Store,
     *,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     checkpoints: Sequence[int] | None = None,
     pairs: Pairs | None = None,
     selective: Mapping[str, xr.Dataset] | None = None,
@@ -221,13 +221,13 @@ def emergence(selective: Mapping[str, xr.Dataset], *, least_auroc: float = 0.9, 
     )
 
 
-def _layers(store: Store, layers: Sequence[str] | None) -> list[str]:
-    able = unit_layers(store)
-    missing = [name for name in layers or [] if name not in able]
+def _layers(store: Store, layers: str | Sequence[str] | None) -> list[str]:
+    able, wanted = unit_layers(store), as_names(layers)
+    missing = [name for name in wanted or [] if name not in able]
     if missing or not able:
         held = ", ".join(able) or "none"
         raise NotFoundError(f"{store.path} has no activations of {', '.join(missing) or 'any layer'}: it has {held}.")
-    return list(layers) if layers is not None else able
+    return able if wanted is None else wanted
 
 
 def _linked(layers: Sequence[str]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from ndt_query.flow import flow_metrics
 from ndt_query.heads import cluster_evolution, cluster_heads
 from ndt_query.images import as_images
 from ndt_query.importance import EXPERIMENT, head_importance
-from ndt_query.inputs import require_steps
+from ndt_query.inputs import as_names, require_steps
 from ndt_query.layers import described, software
 from ndt_query.performance import performance
 from ndt_query.probing import HEADS, head_categories, probe_heads
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 def transformer_study(
     store: Store,
     *,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     checkpoints: Sequence[int] | None = None,
     k: int = 3,
     n_permutations: int = 199,
@@ -98,6 +98,8 @@ def transformer_study(
         raise InvalidInputError(f"{store.path} has {len(held)} committed checkpoints: a study of training needs two.")
     chosen = _layers(store, layers)
     steps = sorted(set(checkpoints)) if checkpoints is not None else _spread(held)
+    if not steps:
+        raise InvalidInputError("checkpoints=[] names none: give training steps, or leave it out.")
     require_steps(next(iter(chosen.values()))[ATTENTIONS], steps)
     at = {name: one.sel({CHECKPOINT: steps}) for name, one in chosen.items()}
     left_out: dict[str, str] = {}
@@ -112,7 +114,7 @@ def transformer_study(
         "evolution": lambda: cluster_evolution(nodes["clusters"], seed=seed),
         "flow": lambda: flow_metrics(at),
         "importance": lambda: head_importance(store, seed=seed),
-        "probes": lambda: probe_heads(_outputs(store, chosen, steps), seed=seed).assign(
+        "probes": lambda: probe_heads(_outputs(store, chosen, steps), seed=seed, memory=memory).assign(
             entropy=nodes["measures"]["entropy"]
         ),
         "categories": lambda: head_categories(nodes["probes"]),
@@ -170,15 +172,16 @@ def _spread(held: Sequence[int]) -> list[int]:
     return [int(held[place]) for place in places]
 
 
-def _layers(store: Store, layers: Sequence[str] | None) -> dict[str, xr.Dataset]:
+def _layers(store: Store, layers: str | Sequence[str] | None) -> dict[str, xr.Dataset]:
     able = {name: one for name, one in attention_layers(store) if ATTENTIONS in one}
-    missing = [name for name in layers or [] if name not in able]
+    wanted = as_names(layers)
+    missing = [name for name in wanted or [] if name not in able]
     if missing or not able:
         held = ", ".join(able) or "none"
         raise NotFoundError(
             f"{store.path} has no attention patterns of {', '.join(missing) or 'any layer'}: it has {held}."
         )
-    return {name: able[name] for name in (layers if layers is not None else able)}
+    return {name: able[name] for name in (able if wanted is None else wanted)}
 
 
 def _measures(at: dict[str, xr.Dataset]) -> xr.Dataset:

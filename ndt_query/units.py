@@ -117,7 +117,8 @@ def rank_units(
         raise InvalidInputError(f"The table holds {table.sizes[CHECKPOINT]} checkpoints: select one to rank units.")
     if by not in MEASURES:
         raise InvalidInputError(f"by={by!r} is no measure of units: expected one of {', '.join(MEASURES)}.")
-    require_number("least_rate", least_rate)
+    if require_number("least_rate", least_rate) > 1:
+        raise InvalidInputError(f"least_rate={least_rate!r} is not possible: expected a fraction of examples, 0 to 1.")
     asked = {by, *(["firing_rate"] if least_rate else []), *(["q_value"] if max_q is not None else []),
              *(["preferred_class"] if preferred is not None else [])}  # fmt: skip
     missing = sorted(asked - set(table.data_vars))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import rich_click as click
 
 from ndt_store.cliparts import emit, format_option, require_picture, selection_options, store_argument, tell
@@ -29,7 +30,8 @@ COLUMNS: Final = (
 @click.option("--by", default="auroc", show_default=True, help="What to rank by, such as auroc, firing_rate, mean.")
 @click.option("--ascending", is_flag=True, help="Smallest first.")
 @click.option("-n", "n_units", default=20, show_default=True, type=click.IntRange(min=1), help="Units of each layer.")
-@click.option("--min-rate", "least_rate", type=float, default=0.0, help="Only units that fire in so many examples.")
+@click.option("--min-rate", "least_rate", type=click.FloatRange(0, 1), default=0.0,
+              help="Only units that fire in such a fraction of examples.")  # fmt: skip
 @click.option("--max-q", type=float, help="Only units that are selective at this false discovery rate.")
 @click.option("--class", "preferred", type=int, help="Only units that prefer this class.")
 @format_option
@@ -54,6 +56,9 @@ def units(
     opened = open_store(store)
     selection = at_last(opened, selection)
     layers = with_activations(opened, selection)
+    if preferred is not None and preferred not in opened.labels:
+        held = ", ".join(map(str, np.unique(opened.labels)))
+        raise NotFoundError(f"{store} has no class {preferred}: its examples are of classes {held}.")
     rows: list[dict[str, Any]] = []
     with progress_bar("ranking") as advance:
         for done, layer in enumerate(layers, 1):

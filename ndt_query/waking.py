@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ndt_query.firing import newly_active_units
 from ndt_query.gallery import spread_pairs
 from ndt_query.inference import clopper_pearson, fdr
-from ndt_query.inputs import require_count, require_steps
+from ndt_query.inputs import as_pair, require_count, require_steps
 from ndt_query.jump_moments import jump_schedule
 from ndt_query.jumps import detect_jumps
 from ndt_query.layers import Whole, described, each_layer
@@ -234,9 +234,10 @@ def _moments(pairs: Pairs) -> list[tuple[str, int, int]]:
     found = []
     for role, some in by_role.items():
         for pair in some:
-            if len(pair) != 2 or not pair[0] < pair[1]:
-                raise InvalidInputError(f"{pair!r} is no pair of checkpoints: give two steps, before and after.")
-            found.append((role, pair[0], pair[1]))
+            before, after = as_pair(pair)
+            if before > after:
+                raise InvalidInputError(f"{pair!r} runs backwards: give the earlier checkpoint first.")
+            found.append((role, before, after))
     if not found:
         raise InvalidInputError("There is no pair of checkpoints: give at least one (before, after).")
     return found

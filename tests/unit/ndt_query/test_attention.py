@@ -220,6 +220,11 @@ def test_questions__name_what_is_wrong(random, rng):
         nq.attention_sparsity(random, threshold=1.0)
     with pytest.raises(InvalidInputError, match="not a level"):
         nq.attention_entropy(random, confidence=95)
+    with pytest.raises(DimensionError, match="grid=7 does not fit"):
+        nq.attention_distance(random, grid=7)
+    n = random.sizes["query"]
+    with pytest.raises(InvalidInputError, match=f"n_prefix={n} leaves no patch: there are {n} tokens"):
+        nq.attention_distance(random, n_prefix=n)
     with pytest.raises(NotFoundError, match="no group 'layers'"):
         dict(attention_data.attention_layers(xr.DataTree()))
 

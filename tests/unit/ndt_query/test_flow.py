@@ -130,6 +130,12 @@ def test_flow__names_what_is_wrong(layers, rng):
         nq.attention_flow(layers, [7])
     with pytest.raises(InvalidInputError, match="factor"):
         nq.flow_metrics(layers, factor=-1)
+    with pytest.raises(InvalidInputError, match="got DataArray; a DataArray or a layer's Dataset is one layer alone"):
+        nq.attention_rollout(layers["a"])
+
+
+def test_flow__takes_the_name_of_one_layer(layers):
+    xr.testing.assert_identical(nq.attention_rollout(layers, layers="a"), nq.attention_rollout(layers, layers=["a"]))
 
 
 def test_flow__of_nan_is_nan_for_its_example_alone(rng):

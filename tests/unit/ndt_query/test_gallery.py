@@ -137,6 +137,8 @@ def test_gallery__leaves_no_page_of_an_older_one(store, tmp_path):
         ({"pairs": [(0, 11)]}, NotFoundError, "no checkpoint 11"),
         ({"pairs": [(10, 10)]}, InvalidInputError, "no pair of checkpoints"),
         ({"pairs": []}, InvalidInputError, "pairs is empty"),
+        ({"pairs": [0, 10]}, InvalidInputError, "0 is no pair of checkpoints"),
+        ({"pairs": [(0, 1.5)]}, InvalidInputError, "no pair of checkpoints"),
         ({"layers": "fc"}, NotFoundError, "No layer like fc has activations, gradients and positions y and x"),
         ({"n_per_class": 0}, InvalidInputError, "n_per_class"),
     ],

@@ -6,7 +6,7 @@ import xarray as xr
 
 import ndt_query as nq
 from ndt_query.probing import CATEGORIES
-from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.errors import DimensionError, InvalidInputError, MemoryBudgetError, NotFoundError
 
 N, TOKENS, HEADS, UNITS = 150, 6, 4, 8
 LABELS = np.arange(N) % 3
@@ -45,8 +45,8 @@ def test_probes__read_what_was_planted(found):
 
 
 def test_probes__stay_at_chance_in_noise_and_on_shuffled_labels(found):
-    assert found.attrs["class_chance"] == pytest.approx(1 / 3)
-    assert found.attrs["position_chance"] == pytest.approx(1 / 6)
+    assert found["class_chance"].values == pytest.approx(1 / 3)
+    assert found["position_chance"].values == pytest.approx(1 / 6)
     before = found.sel(checkpoint=0)
     # 150 examples: three standard deviations of a share of a third are 11.5%.
     assert (np.abs(before["class_accuracy"] - 1 / 3) < 0.115).all()
@@ -120,3 +120,8 @@ def test_probes__name_what_is_wrong(acts, tmp_path):
         nq.probe_heads({"a": acts.isel(head=0)})
     with pytest.raises(InvalidInputError, match="A class has 50 examples and n_folds=60"):
         nq.probe_heads({"a": acts}, n_folds=60)
+
+
+def test_probes__are_refused_where_a_checkpoint_does_not_fit(acts):
+    with pytest.raises(MemoryBudgetError, match="probe_heads of a"):
+        nq.probe_heads({"a@heads": acts}, memory=1000)

@@ -176,7 +176,7 @@ def test_study__asks_for_selectivity_once_and_looks_at_pairs_before_it(store, mo
     ask = module.selectivity_index
     monkeypatch.setattr(module, "selectivity_index", lambda acts, **rest: asked.append(acts.name) or ask(acts, **rest))
     monkeypatch.setattr(types, "selectivity_index", None)
-    with pytest.raises(InvalidInputError, match="no pair of checkpoints"):
+    with pytest.raises(InvalidInputError, match="runs backwards"):
         nq.cnn_study(store, pairs=[(10, 0)])
     assert asked == []
     nq.cnn_study(store, checkpoints=[0, 40], layers=["conv1", "conv2"])
@@ -217,3 +217,5 @@ def test_table__counts_a_unit_that_wakes_up_in_overlapping_pairs_once(store):
 def test_study__of_one_moment_says_that_two_are_needed(store):
     with pytest.raises(InvalidInputError, match=r"checkpoints=\[10\] are fewer than two"):
         nq.cnn_study(store, checkpoints=[10])
+    one = nq.cnn_study(store, layers="conv1", n_permutations=9)
+    assert list(one["selectivity"].children) == ["conv1"]

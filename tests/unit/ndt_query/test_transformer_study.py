@@ -273,6 +273,13 @@ def test_heads_command__of_a_store_without_either_says_what_to_do(capsys, tmp_pa
     assert "run `ndt ablate-heads`" in err
 
 
+def test_study__of_no_checkpoints_or_one_layer(store):
+    with pytest.raises(InvalidInputError, match=r"checkpoints=\[\] names none"):
+        nq.transformer_study(store, checkpoints=[])
+    name = next(name for name in store.layers if "attentions" in store[name])
+    assert nq.transformer_study(store, layers=name, n_permutations=9)["measures"]["layer"].values.tolist() == [name]
+
+
 def test_transformer_command__writes_the_study(store, capsys, tmp_path):
     code, out, err = run(
         capsys, "transformer", store.path, "--out", tmp_path / "t", "--checkpoint", 0, "--checkpoint", 40

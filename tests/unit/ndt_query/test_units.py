@@ -226,6 +226,8 @@ def test_histogram__with_nan_has_no_share_of_zeros():
 
 
 def test_profile__names_what_is_wrong(store):
+    with pytest.raises(InvalidInputError, match="unit of a Store, which open_store gives: got str"):
+        nq.unit_profile("a/path", "conv", 1)
     with pytest.raises(NotFoundError, match="no layer 'con'|con"):
         nq.unit_profile(store, "con", 1)
     with pytest.raises(NotFoundError, match="Layer conv has no unit 6: its 6 units end at 5"):
@@ -261,6 +263,37 @@ def test_units__lists_ranks_and_filters(store, capsys):
     assert ("40", "1") in [(row["checkpoint"], row["unit"]) for row in listed]
     assert {row["unit"] for row in listed} == {"1"}
     assert run(capsys, "units", store.path, "--by", "auc")[0] == 2
+    everything = json.loads(run(capsys, "units", store.path, "-n", 99, "--format", "json")[1])
+    bar = max(row["firing_rate"] for row in everything)
+    for options, holds in (
+        (("--class", 2), lambda row: row["preferred_class"] == 2),
+        (("--min-rate", bar), lambda row: row["firing_rate"] >= bar),
+    ):
+        listed = json.loads(run(capsys, "units", store.path, *options, "-n", 99, "--format", "json")[1])
+        assert listed == [row for row in everything if holds(row)]
+        assert 0 < len(listed) < len(everything)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--class", 9), "has no class 9: its examples are of classes"),
+        (("--min-rate", 5), "5.0 is not in the range 0<=x<=1"),
+    ],
+)
+def test_units__of_nothing_says_why(store, capsys, options, words):
+    code, out, err = run(capsys, "units", store.path, *options)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
+def test_unit__looks_at_the_step_that_was_asked_for(store, capsys):
+    told = json.loads(run(capsys, "unit", store.path, "--layer", "conv", "--unit", 1, "--checkpoint", STEPS[0],
+                          "--format", "json")[1])  # fmt: skip
+    facts = {row["what"]: row["value"] for row in told}
+    expected = nq.unit_profile(store, "conv", 1, checkpoint=STEPS[0])
+    assert facts["auroc"] == f"{expected['auroc'].item():.4g}"
+    assert facts["auroc"] != f"{nq.unit_profile(store, 'conv', 1)['auroc'].item():.4g}"
 
 
 def test_unit__prints_draws_and_writes_a_page(store, capsys, tmp_path):

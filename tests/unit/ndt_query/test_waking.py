@@ -100,8 +100,10 @@ def test_schedule_pairs__are_those_that_were_kept():
 def test_waking_units__names_what_is_wrong(store):
     with pytest.raises(NotFoundError, match="no checkpoint 11"):
         nq.waking_units(store, [(0, 11)])
-    with pytest.raises(InvalidInputError, match="no pair of checkpoints"):
+    with pytest.raises(InvalidInputError, match="runs backwards"):
         nq.waking_units(store, [(10, 0)])
+    with pytest.raises(InvalidInputError, match="0 is no pair of checkpoints: expected two different training steps"):
+        nq.waking_units(store, [0, 10])
     with pytest.raises(InvalidInputError, match="'jumps' is no role"):
         nq.waking_units(store, {"jumps": [(0, 10)]})
     with pytest.raises(InvalidInputError, match="at least one"):
