@@ -42,7 +42,8 @@ from .ranking import top_examples
 from .receptive import receptive_field
 from .report import report
 from .selectivity import class_means, selectivity_index
-from .similarity import cka, cka_matrix
+from .similarity import cka
+from .similarity_matrix import cka_matrix
 from .smoothness import smoothness
 from .specialisation import attention_selectivity, head_specialisation
 from .study import cnn_study

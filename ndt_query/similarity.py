@@ -1,38 +1,28 @@
-"""How alike two representations are: debiased linear CKA between layers, checkpoints and runs, on the same examples."""
+"""How alike two representations are: debiased linear CKA of the same examples, with its interval and its null."""
 
 from __future__ import annotations
 
 import json
 import math
-from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ndt_query.asked import asked_of
 from ndt_query.attention_data import deal
-from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
-from ndt_query.inputs import canonical, one_of, require_count
+from ndt_query.budget import Projection, allowed_nbytes, check
+from ndt_query.inputs import one_of, require_count
 from ndt_query.intervals import jackknife, null_p_value, require_level
-from ndt_query.kernels.similarity import dependence, permuted, ratio, u_centred
-from ndt_query.layers import OneLayer, Whole, activations_of, each_layer, software
-from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER, UNIT
-from ndt_store.errors import DimensionError, InvalidInputError, StorageError
-from ndt_store.views.blocks import as_block, as_float
-from ndt_store.views.gram import SampleGram, sample_gram
-from ndt_store.views.gram_build import RUN_NBYTES, make_gram
-from ndt_store.views.gram_view import GRAM_VIEWS, too_large
-from ndt_store.views.samples import on_samples, sample_rows, unpacked
-from ndt_store.views.shelf import keep, load
+from ndt_query.kernels.similarity import permuted, u_centred
+from ndt_query.layers import OneLayer, activations_of, software
+from ndt_query.products import ADVICE, POSITIONS, require_enough, sample_products
+from ndt_store.dims import CHECKPOINT, EXAMPLE
+from ndt_store.errors import DimensionError
 
-__all__ = ["cka", "cka_matrix"]
+__all__ = ["cka"]
 
 F64 = NDArray[np.float64]
-
-POSITIONS: Final = ("flatten", "mean")
-ADVICE: Final = "select fewer examples, layers or checkpoints"
 
 
 def cka(
@@ -112,7 +102,7 @@ def cka(
     orders = np.stack([rng.permutation(n) for _ in range(n_permutations)])
     rows = []
     for x, y in pairs:
-        grams = [_gram(one, positions, memory) for one in (x, y)]
+        grams = [sample_products(one, positions, memory) for one in (x, y)]
         rows.append(_compared(grams[0], grams[1], groups, orders, level))
     found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     parameters = {"positions": positions, "n_groups": n_groups, "n_permutations": n_permutations, "seed": seed}
@@ -127,97 +117,9 @@ def cka(
     return xr.Dataset({name: (CHECKPOINT, values) for name, values in found.items()}, {CHECKPOINT: steps}, attrs)
 
 
-def cka_matrix(
-    data: Whole | OneLayer,
-    other: Whole | OneLayer | None = None,
-    *,
-    positions: str = "flatten",
-    memory: int | str | None = None,
-) -> xr.Dataset:
-    """Debiased linear CKA between all layers and checkpoints, of one run or of two.
-
-    Parameters
-    ----------
-    data : Store, DataTree, mapping of layers, or one layer (checkpoint, example, ...)
-        Activations.
-    other : the same, optional
-        Another run, on the same examples; without it `data` is compared with itself.
-    positions : {"flatten", "mean"}
-        As in `cka`.
-    memory : int or str, optional
-        Budget, see `ndt_query.budget`.
-
-    Returns
-    -------
-    Dataset
-        ``cka`` (layer, checkpoint, other_layer, other_checkpoint); see `cka`. ``n_examples`` in the attributes.
-
-    Raises
-    ------
-    DimensionError
-        Layers or runs differ in their examples.
-    InvalidInputError
-        There are fewer than eight examples.
-    MemoryBudgetError
-        The products of all samples exceed the budget.
-
-    Notes
-    -----
-    Each layer and checkpoint is read once, or not at all where its Gram view is there (`ndt index --gram flatten`);
-    then all pairs are one matrix product. ``2 n^2`` bytes for each layer and checkpoint. No intervals: ask `cka` of
-    pairs that matter.
-    """
-    one_of("positions", positions, POSITIONS)
-    sides = [_items(data)] + ([] if other is None else [_items(other)])
-    first = next(iter(sides[0].values()))
-    n = first.sizes[EXAMPLE]
-    _require_enough(n)
-    for side in sides:
-        for name, acts in side.items():
-            if acts.sizes[EXAMPLE] != n or not np.array_equal(acts[EXAMPLE].values, first[EXAMPLE].values):
-                raise DimensionError(f"Layer {name!r} has other examples than the first: compare the same examples.")
-    places = [[(name, step) for name, acts in side.items() for step in range(acts.sizes[CHECKPOINT])] for side in sides]
-    n_items = sum(map(len, places))
-    entries = n * (n - 1) // 2
-    check("cka_matrix", Projection(0, 0, 0.0, 1, 8 * n * n, 3, 4 * n_items * entries), allowed_nbytes(memory), ADVICE)
-    matrices, upper = np.empty((n_items, entries), np.float32), np.triu_indices(n, 1)
-    row = 0
-    for side, wanted in zip(sides, places, strict=True):
-        for name, step in wanted:
-            gram = u_centred(_gram(side[name].isel({CHECKPOINT: step}), positions, memory))
-            matrices[row] = gram[upper]
-            row += 1
-    found = ratio(dependence(matrices))
-    split = len(places[0])
-    block = found if other is None else found[:split, split:]
-    rows, columns = sides[0], sides[-1]
-    shape = [(len(side), max(acts.sizes[CHECKPOINT] for acts in side.values())) for side in (rows, columns)]
-    cube = block.reshape(*shape[0], *shape[1])
-    coords = {
-        LAYER: list(rows), CHECKPOINT: next(iter(rows.values()))[CHECKPOINT].values,
-        "other_layer": list(columns), "other_checkpoint": next(iter(columns.values()))[CHECKPOINT].values,
-    }  # fmt: skip
-    attrs = {"what": "debiased linear CKA", "n_examples": n, "positions": positions, "software": software()}
-    return xr.Dataset({"cka": ((LAYER, CHECKPOINT, "other_layer", "other_checkpoint"), cube)}, coords, attrs)
-
-
-def _items(data: Any) -> dict[str, xr.DataArray]:
-    layers = {"": activations_of(data)} if isinstance(data, xr.DataArray | xr.Dataset) else dict(each_layer(data))
-    found = {}
-    for name, acts in layers.items():
-        ordered, squeezed = canonical(acts)
-        if squeezed:
-            ordered = ordered.assign_coords({CHECKPOINT: [int(acts[CHECKPOINT]) if CHECKPOINT in acts.coords else 0]})
-        found[name or str(acts.attrs.get("layer", "layer"))] = acts if not squeezed else ordered
-    steps = [one[CHECKPOINT].values for one in found.values()]
-    if any(not np.array_equal(steps[0], one) for one in steps):
-        raise DimensionError("Layers have other checkpoints than the first: select the same of each.")
-    return found
-
-
 def _aligned(a: xr.DataArray, b: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """Return both on the same examples in the order of the first."""
-    _require_enough(a.sizes.get(EXAMPLE, 0))
+    require_enough(a.sizes.get(EXAMPLE, 0))
     if EXAMPLE in a.indexes and EXAMPLE in b.indexes and not a.indexes[EXAMPLE].equals(b.indexes[EXAMPLE]):
         if set(a.indexes[EXAMPLE]) != set(b.indexes[EXAMPLE]):
             raise DimensionError("The two have other examples: select those that both have.")
@@ -225,11 +127,6 @@ def _aligned(a: xr.DataArray, b: xr.DataArray) -> tuple[xr.DataArray, xr.DataArr
     if a.sizes[EXAMPLE] != b.sizes.get(EXAMPLE):
         raise DimensionError(f"The two have {a.sizes[EXAMPLE]} and {b.sizes.get(EXAMPLE, 0)} examples: give the same.")
     return a, b
-
-
-def _require_enough(n: int) -> None:
-    if n < 8:
-        raise InvalidInputError(f"There are {n} examples: the debiased estimate needs eight or more.")
 
 
 def _pairs(a: xr.DataArray, b: xr.DataArray) -> tuple[NDArray[Any] | None, list[tuple[xr.DataArray, xr.DataArray]]]:
@@ -244,34 +141,6 @@ def _pairs(a: xr.DataArray, b: xr.DataArray) -> tuple[NDArray[Any] | None, list[
         return one.isel({CHECKPOINT: place}) if CHECKPOINT in one.dims else one
 
     return steps, [(at(a, place), at(b, place)) for place in range(len(steps))]
-
-
-def _gram(acts: xr.DataArray, positions: str, memory: int | str | None) -> F64:
-    """Products of the samples of one checkpoint about their mean, (sample, sample): from a view where there is one."""
-    asked, _ = asked_of(acts)
-    ordered, _ = canonical(acts)
-    if asked is not None and asked.in_order and len(asked.units) == asked.frame.n_units:
-        kind = GRAM_VIEWS[positions]
-        shape = asked.frame.n_examples, asked.frame.n_units * (asked.frame.n_positions if positions == "flatten" else 1)
-        if on_samples(*shape):
-            step = asked.steps[0]
-            view = load(asked.catalogue, asked.frame, step, kind)[0]
-            if view is None and asked.all_examples:
-                view = make_gram(
-                    asked.catalogue, asked.spec, step, positions,
-                    nbytes=min(RUN_NBYTES, allowed_nbytes(memory) // 4), n_threads=n_threads(),
-                )  # fmt: skip
-                if not too_large(kind, asked.frame):
-                    with suppress(StorageError):
-                        keep(asked.catalogue, asked.frame, step, view)
-            if view is not None and isinstance(view.state, SampleGram):
-                kept = None if asked.all_examples else np.asarray(asked.rows)
-                return unpacked(view.state.products, view.state.n, kept)
-    axes = [str(dim) for dim in ordered.dims]
-    values = np.asarray(ordered.compute().values)
-    rows = sample_rows(as_float(as_block(values, axes.index(UNIT) - 2)), positions)
-    samples = rows.reshape(rows.shape[1], -1)
-    return unpacked(sample_gram(samples).products, len(samples))
 
 
 def _compared(a: F64, b: F64, groups: NDArray[np.int64], orders: NDArray[np.intp], level: float) -> dict[str, float]:
