@@ -34,6 +34,7 @@ from .inference import (
 from .interventions import intervention_effects
 from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
+from .moments import schedule_pairs
 from .performance import performance
 from .prediction import predict_specialisation
 from .probing import HeadRule, head_categories, probe_heads
@@ -53,7 +54,7 @@ from .summary import summary
 from .transformer_study import transformer_study
 from .unit_types import TypeRule, type_shares, unit_types
 from .units import rank_units, unit_table
-from .waking import schedule_pairs, waking_units
+from .waking import waking_units
 
 __all__ = [
     "HeadRule",

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ndt_query.budget import Projection, allowed_nbytes, check
 from ndt_query.inputs import as_classes, canonical, one_of, require_count
-from ndt_query.intervals import clopper_pearson, mean_ci, require_level
+from ndt_query.intervals import mean_ci, require_level
 from ndt_query.kernels.manifolds import class_dimension, scatter_ratio, silhouettes, two_nn
 from ndt_query.layers import described, per_layer
+from ndt_query.proportions import clopper_pearson
 from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError
 from ndt_store.views.blocks import as_block, as_float

@@ -9,10 +9,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.activity import moments_of
-from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import canonical, require_number, require_steps
-from ndt_query.intervals import Side
 from ndt_query.layers import described, per_unit
+from ndt_query.proportions import Side, clopper_pearson
 from ndt_store.dims import CHECKPOINT, EXAMPLE
 
 __all__ = ["dead_units", "newly_active_units"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.attribution import cam_difference, class_cams, correct_examples, grad_cam, require_scores
-from ndt_query.inputs import as_pair, class_name, require_count, require_steps
+from ndt_query.inputs import class_name, require_count, require_steps
 from ndt_query.layers import described, node_name, root_dataset
+from ndt_query.moments import Pair, as_pair, spread_pairs, training_checkpoints
 from ndt_query.output import INDEX, staged
 from ndt_query.pages import picture_source, render, write_page
 from ndt_query.tiles import Tiles, as_tiles, scale_picture
@@ -23,13 +23,11 @@ from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
 from ndt_store.reader import Store
 from ndt_store.selection import matching
 
-__all__ = ["ARRAYS", "cam_gallery", "spread_pairs"]
+__all__ = ["ARRAYS", "cam_gallery"]
 
 ARRAYS: Final = "cams.zarr"
 INDEX_TEMPLATE: Final = "cams_index.html.j2"
-N_PAIRS: Final = 5
 
-Pair = tuple[int, int]
 Progress = Callable[[int, int], None]
 
 
@@ -41,18 +39,6 @@ class _Page:
     layer: str
     name: str
     n: int
-
-
-def spread_pairs(checkpoints: Sequence[int], n: int = N_PAIRS) -> tuple[Pair, ...]:
-    """Return at most `n` pairs of checkpoints, each beginning where the last one ends, that span all of training.
-
-    Examples
-    --------
-    >>> spread_pairs([0, 10, 30, 80, 160, 300], 3)
-    ((0, 30), (30, 80), (80, 300))
-    """
-    places = np.unique(np.linspace(0, len(checkpoints) - 1, n + 1).round().astype(int))
-    return tuple((int(checkpoints[a]), int(checkpoints[b])) for a, b in pairwise(places))
 
 
 def cam_gallery(
@@ -108,11 +94,11 @@ def cam_gallery(
     -----
     Reads the chosen examples at two checkpoints for each page. Pages load nothing from anywhere and run nothing.
     """
-    steps = [int(step) for step in store.checkpoints]
+    steps = training_checkpoints(store)
     require_count("n_per_class", n_per_class, 1)
     require_scores(store)
     names = _layers(store, layers)
-    chosen_pairs = _pairs(store, steps, pairs, store[names[0]][ACTIVATIONS])
+    chosen_pairs = _pairs(steps, pairs, store[names[0]][ACTIVATIONS])
     root = root_dataset(store)
     right = {pair: correct_examples(root, [pair[1]], n_per_class=n_per_class) for pair in chosen_pairs}
     nothing = [pair for pair, chosen in right.items() if not chosen.size]
@@ -152,9 +138,7 @@ def cam_gallery(
     return Path(out_dir) / INDEX
 
 
-def _pairs(store: Store, steps: Sequence[int], pairs: Sequence[Pair] | None, acts: xr.DataArray) -> tuple[Pair, ...]:
-    if len(steps) < 2:
-        raise InvalidInputError(f"{store.path} has {len(steps)} committed checkpoints: a comparison needs two.")
+def _pairs(steps: Sequence[int], pairs: Sequence[Pair] | None, acts: xr.DataArray) -> tuple[Pair, ...]:
     if pairs is None:
         return spread_pairs(steps)
     found = tuple(as_pair(pair) for pair in pairs)

@@ -14,6 +14,7 @@ from ndt_query.inference import fdr
 from ndt_query.inputs import require_count
 from ndt_query.intervals import mean_ci, null_p_value, require_level
 from ndt_query.layers import software
+from ndt_query.proportions import paired_shares
 from ndt_store.dims import CLASS, EXAMPLE, HEAD, LAYER, STEP
 from ndt_store.errors import NotFoundError
 from ndt_store.reader import Store
@@ -119,13 +120,8 @@ def _experiment(store: Store | xr.Dataset) -> xr.Dataset:
 
 
 def _with_limits(name: str, lost: F64, over: tuple[str, ...], level: float) -> dict[str, tuple[tuple[str, ...], F64]]:
-    """Mean of (..., example) of -1, 0 and 1, and the limits of Bonett and Price."""
-    n = lost.shape[-1] + 2
-    down, up = ((lost == sign).sum(axis=-1) + 1 for sign in (1, -1))
-    middle = np.where(np.isnan(lost).any(axis=-1), np.nan, (down - up) / n)
-    reach = stats.norm.ppf((1 + level) / 2) * np.sqrt(((down + up) / n - middle**2) / n)
-    low, high = np.maximum(middle - reach, -1), np.minimum(middle + reach, 1)
-    return {name: (over, lost.mean(axis=-1)), f"{name}_low": (over, low), f"{name}_high": (over, high)}
+    one = paired_shares(lost, confidence=level)
+    return {name: (over, one.estimate), f"{name}_low": (over, one.low), f"{name}_high": (over, one.high)}
 
 
 def _mcnemar(lost: F64) -> F64:

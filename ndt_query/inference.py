@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ndt_query.dependent import block_bootstrap
 from ndt_query.inputs import one_of, require_count
-from ndt_query.intervals import Interval, bootstrap_ci, clopper_pearson, jackknife, mean_ci, null_p_value
+from ndt_query.intervals import Interval, bootstrap_ci, jackknife, mean_ci, null_p_value
+from ndt_query.proportions import clopper_pearson, paired_shares
 from ndt_query.resampling import block_length, block_resamples
 from ndt_query.seeds import agreement_over_seeds
 from ndt_store.errors import DimensionError, InvalidInputError
@@ -36,6 +37,7 @@ __all__ = [
     "mean_ci",
     "null_p_value",
     "paired_permutation_test",
+    "paired_shares",
     "permutation_null",
 ]
 

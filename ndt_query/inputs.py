@@ -20,7 +20,6 @@ __all__ = [
     "LabelsLike",
     "as_classes",
     "as_names",
-    "as_pair",
     "canonical",
     "class_name",
     "example_ids",
@@ -198,24 +197,6 @@ def require_steps(acts: xr.DataArray, steps: Iterable[int]) -> None:
 def as_names(layers: str | Sequence[str] | None) -> list[str] | None:
     """Return names of layers as a list; a single name is a list of one, and None stays None."""
     return [layers] if isinstance(layers, str) else None if layers is None else list(layers)
-
-
-def as_pair(given: Any) -> tuple[int, int]:
-    """Return two different training steps.
-
-    Raises
-    ------
-    InvalidInputError
-        They are not two, or not whole numbers, or the same.
-    """
-    pair = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    whole = all(isinstance(step, int | np.integer) and not isinstance(step, bool) for step in pair)
-    if len(pair) != 2 or not whole or pair[0] == pair[1]:
-        raise InvalidInputError(
-            f"{given!r} is no pair of checkpoints: expected two different training steps, (before, after), and pairs "
-            "as a list of such."
-        )
-    return int(pair[0]), int(pair[1])
 
 
 def one_of(name: str, value: str, allowed: Iterable[str]) -> str:

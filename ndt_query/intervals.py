@@ -16,9 +16,7 @@ from ndt_store.errors import DimensionError, InvalidInputError
 
 __all__ = [
     "Interval",
-    "Side",
     "bootstrap_ci",
-    "clopper_pearson",
     "jackknife",
     "mean_ci",
     "null_p_value",
@@ -26,7 +24,6 @@ __all__ = [
 ]
 
 F64 = NDArray[np.float64]
-Side = Literal["two-sided", "upper", "lower"]
 _BATCH: Final = 100
 
 
@@ -216,51 +213,3 @@ def jackknife(
         middle = middle - (g - 1) * (centre - middle)
     reach = scipy.stats.t.ppf((1 + require_level(confidence)) / 2, g - 1) * spread
     return Interval(middle, middle - reach, middle + reach, spread, confidence, f"jackknife over {g} groups", g)
-
-
-def clopper_pearson(
-    k: ArrayLike, n: ArrayLike, *, confidence: float = 0.95, side: Side = "two-sided"
-) -> tuple[F64, F64]:
-    """Exact limits of a probability from k successes in n independent trials.
-
-    Parameters
-    ----------
-    k, n : array_like
-        Successes and trials; NaN in k gives NaN.
-    confidence : float
-        Nominal level; the true one is at least that.
-    side : {"two-sided", "upper", "lower"}
-        A one-sided limit spends all of the error on its side; the other limit is 0 or 1.
-
-    Returns
-    -------
-    low, high : ndarray of float64
-
-    Notes
-    -----
-    Quantiles of beta distributions (Clopper and Pearson 1934). With k = 0 the upper limit is ``1 - (1 - c)^(1/n)``,
-    about 3 / n at 95%.
-
-    Examples
-    --------
-    >>> low, high = clopper_pearson(0, 100, side="upper")
-    >>> round(float(high), 4)
-    0.0295
-    """
-    one_of("side", side, ("two-sided", "upper", "lower"))
-    try:
-        successes, trials = np.broadcast_arrays(np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64))
-    except ValueError as failure:
-        raise DimensionError(f"k has shape {np.shape(k)} and n {np.shape(n)}: give shapes that broadcast.") from failure
-    if (successes < 0).any() or (successes > trials).any() or (trials < 1).any():
-        raise InvalidInputError("clopper_pearson needs 0 <= k <= n and n >= 1: got counts outside of that.")
-    error = (1 - require_level(confidence)) / (2 if side == "two-sided" else 1)
-    low, high = np.zeros(trials.shape), np.ones(trials.shape)
-    some, not_all = successes > 0, successes < trials
-    if side != "upper":
-        low[some] = scipy.stats.beta.ppf(error, successes[some], (trials - successes + 1)[some])
-    if side != "lower":
-        high[not_all] = scipy.stats.beta.ppf(1 - error, (successes + 1)[not_all], (trials - successes)[not_all])
-    unknown = np.isnan(successes)
-    low[unknown] = high[unknown] = np.nan
-    return low, high

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ndt_query.attention import attention_entropy
 from ndt_query.budget import Projection, allowed_nbytes, check
 from ndt_query.inputs import as_classes, require_count
-from ndt_query.intervals import clopper_pearson, mean_ci
+from ndt_query.intervals import mean_ci
 from ndt_query.layers import StoreLike, of_heads, software
+from ndt_query.proportions import clopper_pearson
 from ndt_query.reduce import ADVICE
 from ndt_store.dims import ACTIVATIONS, ATTENTIONS, CHECKPOINT, EXAMPLE, HEAD, LAYER, MEAN_PATTERN, TOKEN, UNIT
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError

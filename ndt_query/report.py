@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from ndt_query.firing import dead_units
 from ndt_query.geometry import dimensionality
-from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import class_name
 from ndt_query.layers import Whole, each_layer, root_dataset
 from ndt_query.output import INDEX, require_free, staged
@@ -23,6 +22,7 @@ from ndt_query.pages import figure_source, render, write_page
 from ndt_query.performance import NEEDED, performance
 from ndt_query.plot import activations as unit_figures
 from ndt_query.plot import measures as measure_figures
+from ndt_query.proportions import clopper_pearson
 from ndt_query.ranking import top_examples
 from ndt_query.report_study import studied
 from ndt_query.report_training import trained

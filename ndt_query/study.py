@@ -10,16 +10,16 @@ import numpy as np
 import xarray as xr
 
 from ndt_query.emerging import half_risen
-from ndt_query.gallery import spread_pairs
 from ndt_query.graphs import compose_pairs
-from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import as_names, require_number, require_steps
 from ndt_query.layers import described, node_name
+from ndt_query.moments import Pairs, default_pairs, spread_pairs, training_checkpoints
 from ndt_query.performance import performance
 from ndt_query.profile import images_of
+from ndt_query.proportions import clopper_pearson
 from ndt_query.selectivity import selectivity_index
 from ndt_query.unit_types import type_shares, unit_types
-from ndt_query.waking import WOKEN, Pairs, moments_of, pictured, waking_units
+from ndt_query.waking import WOKEN, pictured, waking_units
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, EXAMPLE, LAYER, UNIT, X, Y
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
@@ -93,9 +93,7 @@ def cnn_study(
     One pass over each layer at the moments, and one more for each composition it is in and for the units that woke up;
     rates, ranks and sums by class come from views. Memory is that of the largest query.
     """
-    held = [int(step) for step in store.checkpoints]
-    if len(held) < 2:
-        raise InvalidInputError(f"{store.path} has {len(held)} committed checkpoints: a study of training needs two.")
+    held = training_checkpoints(store)
     chosen = _layers(store, layers)
     if checkpoints is not None:
         require_steps(store[chosen[0]][ACTIVATIONS], checkpoints)
@@ -106,7 +104,7 @@ def cnn_study(
     moments = pairs
     if moments is None:
         moments = spanning = list(pairwise(steps))
-        about = moments_of(store)[0] if checkpoints is None else spanning
+        about = default_pairs(store)[0] if checkpoints is None else spanning
         if isinstance(about, Mapping):
             moments = {**about, "": spanning}
     acts = {layer: store[layer][ACTIVATIONS].sel({CHECKPOINT: steps}) for layer in chosen}

@@ -18,6 +18,7 @@ from ndt_query.images import as_images
 from ndt_query.importance import EXPERIMENT, head_importance
 from ndt_query.inputs import as_names, require_steps
 from ndt_query.layers import described, software
+from ndt_query.moments import training_checkpoints
 from ndt_query.performance import performance
 from ndt_query.probing import HEADS, head_categories, probe_heads
 from ndt_query.specialisation import attention_selectivity, head_specialisation
@@ -93,9 +94,7 @@ def transformer_study(
     Some five passes over the patterns at the moments, and one over what heads put out. Memory is that of the largest
     query.
     """
-    held = [int(step) for step in store.checkpoints]
-    if len(held) < 2:
-        raise InvalidInputError(f"{store.path} has {len(held)} committed checkpoints: a study of training needs two.")
+    held = training_checkpoints(store)
     chosen = _layers(store, layers)
     steps = sorted(set(checkpoints)) if checkpoints is not None else _spread(held)
     if not steps:

@@ -19,11 +19,11 @@ from dask.base import compute
 from numpy.typing import NDArray
 
 from ndt_query.firing import dead_units
-from ndt_query.inference import clopper_pearson
 from ndt_query.inputs import require_count, require_number, require_steps
 from ndt_query.kernels.patches import orientation_coherence, spatial_frequency
 from ndt_query.layers import described
 from ndt_query.profile import cut_patches, field_of, images_of
+from ndt_query.proportions import clopper_pearson, paired_shares
 from ndt_query.ranking import top_examples
 from ndt_query.selectivity import selectivity_index
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, EXAMPLE, UNIT, X, Y
@@ -33,6 +33,7 @@ from ndt_store.reader import Store
 __all__ = ["TYPES", "TypeRule", "type_shares", "unit_types"]
 
 TYPES: Final = ("edge", "texture", "part", "object", "unclassified")
+UNKNOWN: Final = ""
 F64 = NDArray[np.float64]
 
 
@@ -69,6 +70,7 @@ class TypeRule:
         found[fires & (scores["coherence"].values >= self.edge_coherence)] = "edge"
         found[selective & (auroc >= self.part_auroc) & (field >= self.part_field)] = "part"
         found[selective & (auroc >= self.object_auroc) & (field >= self.object_field)] = "object"
+        found[np.isnan(scores["firing_rate"].values)] = UNKNOWN
         return found
 
 
@@ -112,7 +114,8 @@ def unit_types(
         Over (checkpoint, unit): ``type``, one of "edge", "texture", "part", "object" and "unclassified"; the scores it
         follows from: ``coherence`` of orientation and ``frequency`` in cycles a pixel of the preferred patch,
         ``auroc``, held out, and ``q_value`` of class selectivity, ``firing_rate``; ``field``, the share of the input
-        that the layer's field spans, by the smaller of both axes. NaN scores fulfil no condition.
+        that the layer's field spans, by the smaller of both axes. NaN scores fulfil no condition; a unit
+        whose activations hold NaN has the type "".
 
     Raises
     ------
@@ -177,10 +180,11 @@ def type_shares(types: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
     Returns
     -------
     Dataset
-        Over (checkpoint, type): ``count``, ``share`` of all units with ``share_low`` and ``share_high``, Clopper and
-        Pearson's with n the units; ``excess``, the share less that of the first checkpoint, the rule's base rate. The
-        limits treat units as a sample of those that other seeds would give, which units of one network are at best
-        roughly.
+        Over (checkpoint, type): ``count``, ``share`` of the units of known type with ``share_low`` and ``share_high``,
+        Clopper and Pearson's; ``excess``, the share less that of the first checkpoint, the rule's base rate, with
+        ``excess_low`` and ``excess_high``, Bonett and Price's for the same units twice, NaN where the type of a unit is
+        not known. The limits treat units as a sample of those that other seeds would give, which units of one network
+        are at best roughly.
 
     Raises
     ------
@@ -192,17 +196,23 @@ def type_shares(types: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
     require_number("confidence", confidence, below=1.0)
     names = types["type"].transpose(CHECKPOINT, UNIT).values
     counts = np.stack([(names == one).sum(axis=1) for one in TYPES], axis=1)
-    n = types.sizes[UNIT]
-    low, high = clopper_pearson(counts, n, confidence=confidence)
+    known = names != UNKNOWN
+    n = known.sum(axis=1, keepdims=True)
+    low, high = clopper_pearson(np.where(n, counts, np.nan), np.maximum(n, 1), confidence=confidence)
     over = (CHECKPOINT, "type")
-    share = counts / n
+    share = np.divide(counts, n, out=np.full(counts.shape, np.nan), where=n > 0)
+    is_type = np.stack([np.where(known, names == one, np.nan) for one in TYPES], axis=1)
+    excess = paired_shares(is_type[1:] - is_type[0], confidence=confidence)
+    none = np.where(known[0].all(), np.zeros((1, len(TYPES))), np.nan)  # of the first checkpoint against itself
     return xr.Dataset(
         {
             "count": (over, counts),
             "share": (over, share),
             "share_low": (over, low),
             "share_high": (over, high),
-            "excess": (over, share - share[0]),
+            "excess": (over, np.concatenate([none, excess.estimate])),
+            "excess_low": (over, np.concatenate([none, excess.low])),
+            "excess_high": (over, np.concatenate([none, excess.high])),
         },
         {CHECKPOINT: types[CHECKPOINT].values, "type": list(TYPES)},
         {**types.attrs, "what": "shares of types, and what exceeds the first checkpoint"},

@@ -11,105 +11,22 @@ from dask.base import compute
 from numpy.typing import NDArray
 
 from ndt_query.firing import newly_active_units
-from ndt_query.gallery import spread_pairs
 from ndt_query.inference import clopper_pearson, fdr
-from ndt_query.inputs import as_pair, require_count, require_steps
-from ndt_query.jump_moments import jump_schedule
-from ndt_query.jumps import detect_jumps
+from ndt_query.inputs import require_count, require_steps
 from ndt_query.layers import Whole, described, each_layer
+from ndt_query.moments import ROLES, Pairs, as_pair
 from ndt_query.ranking import top_examples
 from ndt_query.reductions import RANK
 from ndt_query.selectivity import class_means, selectivity_index
-from ndt_store.dims import CHECKPOINT, CLASS, EXAMPLE, LAYER, TRAINING_GROUP, UNIT
-from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
-from ndt_store.reader import Store
+from ndt_store.dims import CHECKPOINT, CLASS, EXAMPLE, LAYER, UNIT
+from ndt_store.errors import InvalidInputError
 
-__all__ = ["WOKEN", "Pairs", "moments_of", "pictured", "schedule_pairs", "waking_units"]
+__all__ = ["WOKEN", "pictured", "waking_units"]
 
 MOMENT: Final = "moment"
 WOKEN: Final = "woken_unit"
-ROLES: Final = ("jump", "control", "")
 MOST_PICTURED: Final = 6
 _MEASURES: Final = ("preferred_class", "selectivity_index", "auroc", "p_value")
-
-Pair = tuple[int, int]
-Pairs = Sequence[Pair] | Mapping[str, Sequence[Pair]]
-
-
-def schedule_pairs(schedule: xr.Dataset, checkpoints: Sequence[int], offset: int = 2) -> dict[str, tuple[Pair, ...]]:
-    """Return the checkpoints before and after each jump and control of a schedule, as far as they were kept.
-
-    Parameters
-    ----------
-    schedule : Dataset
-        From `ndt_query.jump_schedule`.
-    checkpoints : sequence of int
-        Steps that the store holds.
-    offset : int
-        Measurements from the moment to either checkpoint: 2 or 10.
-
-    Returns
-    -------
-    dict of str to tuple of (before, after)
-        By role, ``"jump"`` and ``"control"``, in order of training.
-
-    Examples
-    --------
-    >>> from ndt_query.jumps import detect_jumps
-    >>> from ndt_query.jump_moments import jump_schedule
-    >>> values = np.random.default_rng(0).standard_normal(100) + 8.0 * (np.arange(100) >= 60)
-    >>> schedule = jump_schedule(detect_jumps(values, np.arange(100) * 5, n_null=99))
-    >>> schedule_pairs(schedule, schedule["keep"].values)["jump"]
-    ((290, 310),)
-    """
-    table = schedule[["step", "role", "offset", "centre"]].to_dataframe()
-    held = {int(step) for step in checkpoints}
-    found: dict[str, tuple[Pair, ...]] = {}
-    for role in ROLES[:2]:
-        pairs = []
-        for _, rows in table[table["role"] == role].groupby("centre"):
-            steps = dict(zip(rows["offset"], rows["step"], strict=True))
-            pair = (int(steps.get(-offset, -1)), int(steps.get(offset, -1)))
-            if pair[0] < pair[1] and set(pair) <= held:
-                pairs.append(pair)
-        found[role] = tuple(sorted(pairs))
-    return found
-
-
-def moments_of(store: Store) -> tuple[Pairs, str]:
-    """Return the pairs of checkpoints to ask about where nobody names any, and why these.
-
-    Parameters
-    ----------
-    store : Store
-
-    Returns
-    -------
-    pairs : mapping of role to pairs, or sequence of pairs
-        About the jumps and controls of the tracked training, as far as the store holds them (`schedule_pairs`); else at
-        most five that span training.
-    said : str
-        One sentence on where they come from.
-
-    Raises
-    ------
-    InvalidInputError
-        There are fewer than two checkpoints.
-    """
-    steps = [int(step) for step in store.checkpoints]
-    if len(steps) < 2:
-        raise InvalidInputError(f"{store.path} has {len(steps)} committed checkpoints: a comparison needs two.")
-    said = "Nothing was tracked while training: pairs span training."
-    if TRAINING_GROUP in store.catalogue.supplements:
-        try:
-            found = schedule_pairs(jump_schedule(detect_jumps(store.training)), steps)
-        except (DimensionError, InvalidInputError, NotFoundError) as error:
-            said = f"Jumps were not looked for, and pairs span training. {error}"
-        else:
-            if any(found.values()):
-                return found, "Pairs are about the jumps and controls of the tracked training."
-            said = "The tracked training has no jump whose surroundings were kept: pairs span training."
-    return spread_pairs(steps), said
 
 
 def waking_units(

@@ -12,7 +12,7 @@ from ndt_store.reader import open_store
 from ndt_store.selection import Selection
 
 if TYPE_CHECKING:
-    from ndt_query.waking import Pairs
+    from ndt_query.moments import Pairs
 
 __all__ = ["waking"]
 
@@ -41,7 +41,8 @@ def waking(
 ) -> None:
     """Count units that are dead before and fire after, or list them with what they respond to."""
     from ndt_query.cli import with_activations
-    from ndt_query.waking import moments_of, waking_units
+    from ndt_query.moments import default_pairs
+    from ndt_query.waking import waking_units
 
     if figure is not None:
         require_picture(figure)
@@ -49,7 +50,7 @@ def waking(
     layers = with_activations(opened, selection)
     asked: Pairs | None = pairs
     if asked is None:
-        asked, said = moments_of(opened)
+        asked, said = default_pairs(opened)
         tell(said)
     result = waking_units({layer: opened[layer].activations for layer in layers}, asked, min_rate=min_rate)
     if listed:

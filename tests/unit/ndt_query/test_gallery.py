@@ -14,7 +14,7 @@ from PIL import Image
 
 import ndt_query as nq
 from ndt_query import gallery
-from ndt_query.gallery import spread_pairs
+from ndt_query.moments import spread_pairs
 from ndt_query.tiles import NOT_A_NUMBER, SIDE, Tiles, as_tiles
 from ndt_store.cli import main
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError, StorageError

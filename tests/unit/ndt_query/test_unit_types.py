@@ -8,6 +8,7 @@ import xarray as xr
 
 import ndt_query as nq
 from ndt_query.kernels.patches import orientation_coherence, spatial_frequency
+from ndt_query.proportions import paired_shares
 from ndt_query.unit_types import TYPES
 from ndt_store.cli import main
 from ndt_store.errors import DimensionError, NotFoundError
@@ -150,6 +151,26 @@ def test_shares__count_and_compare_with_the_first_checkpoint(found):
     assert one["excess"].values.tolist() == [0, pytest.approx(1 / 12)]
     low, high = nq.clopper_pearson(1, 12)
     assert (one["share_low"][1], one["share_high"][1]) == (low, high)
+    limits = paired_shares([1] + [0] * 11)
+    assert one["excess_low"].values.tolist() == [0, limits.low]
+    assert one["excess_high"].values.tolist() == [0, limits.high]
+
+
+def test_shares__leave_units_out_whose_activations_are_nan(store):
+    acts = store["conv"].activations.compute()
+    broken = acts.where((acts["checkpoint"] < 10) | (acts["unit"] != 3))
+    rates = nq.dead_units(broken)["firing_rate"].values
+    scores = xr.Dataset({"firing_rate": (("checkpoint", "unit"), rates)})
+    for name in ("q_value", "auroc", "coherence", "frequency"):
+        scores[name] = xr.zeros_like(scores["firing_rate"])
+    named = nq.TypeRule().of(scores.assign(field=0.1))
+    assert [(unit, named[1, unit]) for unit in range(12) if not named[1, unit]] == [(3, "")]
+    shares = nq.type_shares(xr.Dataset({"type": (("checkpoint", "unit"), named)}, {"checkpoint": [0, 10]}))
+    assert shares["count"].sum("type").values.tolist() == [12, 11]
+    np.testing.assert_allclose(shares["share"].sum("type"), 1)
+    assert shares["excess_low"].isnull().values.tolist() == [[False] * 5, [True] * 5]
+    gone = xr.Dataset({"type": (("checkpoint", "unit"), np.full((2, 3), "", object))}, {"checkpoint": [0, 10]})
+    assert nq.type_shares(gone)[["share", "share_low", "excess"]].to_array().isnull().all()
 
 
 def test_types__name_what_is_wrong(store):

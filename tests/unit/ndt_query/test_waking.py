@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
-from ndt_query.waking import moments_of
+from ndt_query.moments import default_pairs
 from ndt_store import Column, SeriesWriter, open_store, open_training
 from ndt_store.cli import main
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
@@ -183,17 +183,17 @@ def test_command__takes_the_jumps_of_the_training(tmp_path, capsys, rng):
     rows = json.loads(out)
     assert ("jump", 290, 310) in [(row["role"], row["before"], row["after"]) for row in rows]
     assert {row["role"] for row in rows} == {"jump", "control"}
-    pairs, said = moments_of(open_store(tmp_path / "r.zarr"))
+    pairs, said = default_pairs(open_store(tmp_path / "r.zarr"))
     assert pairs["jump"] == ((290, 310),)
     assert "jumps and controls" in said
 
 
 def test_moments__without_a_training_span_it(store, tmp_path):
-    pairs, said = moments_of(store)
+    pairs, said = default_pairs(store)
     assert pairs == ((0, 10), (10, 40), (40, 100))
     assert "Nothing was tracked" in said
     with pytest.raises(InvalidInputError, match="1 committed checkpoints"):
-        moments_of(simulate_store(tmp_path / "one.zarr", checkpoints=(0,)).store)
+        default_pairs(simulate_store(tmp_path / "one.zarr", checkpoints=(0,)).store)
 
 
 def test_waking__leaves_out_units_with_nan_at_either_checkpoint():
