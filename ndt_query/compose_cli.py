@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import rich_click as click
 
-from ndt_store.cliparts import emit, format_option, require_picture, selection_options, store_argument, tell
+from ndt_store.cliparts import (
+    emit,
+    format_option,
+    require_folder,
+    require_picture,
+    selection_options,
+    store_argument,
+    tell,
+)
 from ndt_store.dims import CHECKPOINT, UNIT
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.progress import progress_bar
@@ -60,6 +68,8 @@ def compose(
 
     if figure is not None:
         require_picture(figure)
+    if graphml is not None:
+        require_folder(graphml)
     opened = open_store(store)
     layers = unit_layers(opened)
     pairs = _pairs(early, late, layers, store)

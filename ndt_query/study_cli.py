@@ -8,6 +8,7 @@ import rich_click as click
 
 from ndt_query.cam_cli import pair_option
 from ndt_store.cliparts import store_argument, tell
+from ndt_store.dims import ATTENTIONS
 from ndt_store.progress import progress_bar
 from ndt_store.reader import open_store
 
@@ -38,12 +39,12 @@ def cnn(
     from ndt_query.study import cnn_study
     from ndt_query.study_pages import study_page
 
-    path = Path(store)
+    path, opened = Path(store), open_store(store)
     folder = Path(out) if out is not None else path.with_name(f"{path.stem}-cnn")
     with progress_bar("studying") as advance:
-        study = cnn_study(
-            open_store(store), layers=layers or None, checkpoints=checkpoints or None, pairs=pairs, progress=advance
-        )
+        study = cnn_study(opened, layers=layers or None, checkpoints=checkpoints or None, pairs=pairs, progress=advance)
     page = study_page(study, folder)
     tell(f"{folder}: figures as PDF and PNG, numbers in study.zarr.")
+    if any(ATTENTIONS in opened.schema.kinds(name) for name in opened.layers):
+        tell("The store holds attention too: `ndt transformer` studies it.")
     click.echo(str(page))

@@ -34,6 +34,7 @@ __all__ = [
     "explain_option",
     "format_option",
     "in_turn",
+    "require_folder",
     "require_picture",
     "selection_options",
     "store_argument",
@@ -95,8 +96,13 @@ def require_picture(path: str) -> None:
     target = Path(path)
     if target.suffix.lower() not in PICTURES:
         raise InvalidInputError(f"{path!r} is no picture: end the name in {', '.join(PICTURES)}.")
-    if not target.parent.is_dir():
-        raise InvalidInputError(f"{path!r} lies in no folder that is there: make {target.parent} first.")
+    require_folder(path)
+
+
+def require_folder(path: str) -> None:
+    """Raise unless the folder that a file will be written into is there, before anything is computed for it."""
+    if not Path(path).parent.is_dir():
+        raise InvalidInputError(f"{path!r} lies in no folder that is there: make {Path(path).parent} first.")
 
 
 def exit_code(error: NdtError) -> int:

@@ -10,6 +10,7 @@ from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
 from .prediction import predicted_specialisation
 from .receptive import receptive_fields
+from .study import emergence, hierarchy
 from .style import save
 from .trajectories import jump_nulls, trajectories
 from .units import unit_profile, unit_types
@@ -27,10 +28,12 @@ __all__ = [
     "composition_graph",
     "dead_units",
     "dimensionality",
+    "emergence",
     "growth",
     "head_clusters",
     "head_importance",
     "head_specialisation",
+    "hierarchy",
     "interventions",
     "jump_nulls",
     "performance",

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from ndt_query.plot.style import (
     DOUBLE_COLUMN,
@@ -26,6 +27,7 @@ from ndt_store.errors import DimensionError
 __all__ = ["emergence", "hierarchy"]
 
 GREY: Final = "#d9d9d9"
+MOST_STANDING: Final = 8
 
 
 @styled
@@ -40,7 +42,8 @@ def hierarchy(shares: Mapping[str, xr.Dataset]) -> Figure:
     Returns
     -------
     Figure
-        At most double column. Two bars a layer: pale, the first checkpoint; full, the last. Numbers above are units.
+        At most double column. Two bars a layer: pale, the first checkpoint; full, the last. Numbers beside them are
+        units. The bars of many layers lie.
 
     Raises
     ------
@@ -50,8 +53,11 @@ def hierarchy(shares: Mapping[str, xr.Dataset]) -> Figure:
     for name, part in shares.items():
         if "share" not in part or "type" not in part.dims:
             raise DimensionError(f"The result of layer {name} has no shares of types: pass that of type_shares.")
-    figure = Figure(figsize=(min(DOUBLE_COLUMN, 1.6 + 1.1 * len(shares)), 2.8), layout="constrained")
+    n, lying = len(shares), len(shares) > MOST_STANDING
+    size = (SINGLE_COLUMN + 1.1, 0.7 + 0.17 * n) if lying else (min(DOUBLE_COLUMN, 1.6 + 1.1 * n), 2.8)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
+    draw = axes.barh if lying else axes.bar
     kinds = [str(one) for one in next(iter(shares.values()))["type"].values]
     colours = dict(zip(kinds, (*OKABE_ITO[: len(kinds) - 1], GREY), strict=True))
     for place, part in enumerate(shares.values()):
@@ -60,15 +66,20 @@ def hierarchy(shares: Mapping[str, xr.Dataset]) -> Figure:
             for kind in kinds:
                 share = float(part["share"].sel(type=kind)[row])
                 named = kind if place == 0 and row == -1 else None
-                axes.bar(place + offset, share, 0.36, bottom, color=colours[kind], alpha=alpha, label=named)
+                draw(place + offset, share, 0.36, bottom, color=colours[kind], alpha=alpha, label=named)
                 bottom += share
-        axes.annotate(f"{int(part['count'][-1].sum())}", (place, 1.01), ha="center", va="bottom", fontsize=6)
-    axes.set_xticks(range(len(shares)), [plain(name, 16) for name in shares])
-    axes.set_ylim(0, 1.08)
-    percent_axis(axes)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
-    axes.set_ylabel("units")
-    axes.grid(visible=False, axis="x")
+        at, align = ((1.01, place), ("left", "center")) if lying else ((place, 1.01), ("center", "bottom"))
+        axes.annotate(f"{int(part['count'][-1].sum())}", at, ha=align[0], va=align[1], fontsize=6)
+    of_shares, of_layers = (axes.xaxis, axes.yaxis) if lying else (axes.yaxis, axes.xaxis)
+    of_layers.set_ticks(range(n), [plain(name, 16) for name in shares], fontsize=6 if lying else None)
+    of_layers.grid(visible=False)
+    of_shares.set_ticks([0, 0.25, 0.5, 0.75, 1.0])
+    of_shares.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    of_shares.set_label_text("units")
+    if lying:
+        axes.set(xlim=(0, 1.08), ylim=(n - 0.4, -0.6))
+    else:
+        axes.set_ylim(0, 1.08)
     steps = next(iter(shares.values()))[CHECKPOINT].values
     axes.set_title(f"pale: step {steps[0]}; full: step {steps[-1]}", color="#666666", fontsize=7)
     figure.legend(loc="outside right upper")
@@ -99,8 +110,9 @@ def emergence(result: xr.Dataset) -> Figure:
         raise DimensionError("The result has no share_low and half_after: pass that of cnn_study.")
     layers = [str(one) for one in result[LAYER].values]
     colours = layer_colours(layers)
-    figure = Figure(figsize=(SINGLE_COLUMN + 1.1, 3.0), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[3, max(1.0, 0.28 * len(layers))], sharex=True)
+    height = max(0.75, 0.15 * len(layers))
+    figure = Figure(figsize=(SINGLE_COLUMN + 1.1, 2.25 + height), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=[2.25, height], sharex=True)
     steps = result[CHECKPOINT].values
     for place, layer in enumerate(layers):
         one = result.sel({LAYER: layer})
@@ -113,7 +125,7 @@ def emergence(result: xr.Dataset) -> Figure:
     percent_axis(above)
     above.set_ylabel("units")
     auroc = result.attrs.get("least_auroc", "")
-    above.set_title(f"tell one class from the others, AUROC of {auroc} or more", fontsize=7, color="#666666")
+    above.set_title(f"tell a class: AUROC of {auroc} or more", fontsize=7, color="#666666")
     below.set_yticks(range(len(layers)), [plain(one, 14) for one in layers], fontsize=6)
     below.set_ylim(len(layers) - 0.4, -0.6)
     below.set_ylabel("half risen")

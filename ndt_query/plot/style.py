@@ -88,6 +88,8 @@ STYLE: Final[Mapping[str, Any]] = {
     "ytick.color": "#444444",
     "ytick.labelsize": 7,
 }
+MOST_NAMED: Final = 12
+"""Names that a legend beside a panel of usual height has room for."""
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
@@ -233,7 +235,17 @@ def _apart(axes: Axes, wanted: NDArray[np.float64], steps: NDArray[Any], width: 
 
 
 def layer_legend(figure: Figure, axes: Axes) -> None:
-    """Put the names of layers beside the axes, in the order of layers."""
+    """Put the names of layers beside the axes, in the order of layers; of many, some along their scale of colours."""
     handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside right upper", handlelength=1.4, borderaxespad=0.2)
+    n = len(labels)
+    some = range(n) if n <= MOST_NAMED else np.linspace(0, n - 1, MOST_NAMED).round().astype(int)
+    if n > 1:
+        figure.legend(
+            [handles[place] for place in some],
+            [labels[place] for place in some],
+            loc="outside right upper",
+            handlelength=1.4,
+            borderaxespad=0.2,
+            title=None if len(some) == n else f"{len(some)} of {n}",
+            alignment="left",
+        )

@@ -141,6 +141,7 @@ def test_wrong_usage__is_one_sentence(store, capsys, tmp_path):
         (("--early", "conv1"), "There are 1 --early and 0 --late: give one of each for every pair of layers."),
         (("--early", "fc", "--late", "fc"), "is no pair"),
         (("--figure", tmp_path / "x.doc"), "is no picture: end the name in .png, .svg, .pdf."),
+        (("--graphml", tmp_path / "no" / "x.graphml"), "lies in no folder that is there"),
         (("--checkpoint", "7"), "There is no checkpoint 7"),
     ):
         code, out, err = run(capsys, store, *arguments)

@@ -1,6 +1,7 @@
 """The study of a CNN is made of what each question says, finds what was planted, and finds nothing in noise."""
 
 import importlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import ndt_query as nq
 from ndt_query.cnn_figures import cnn_tables
 from ndt_query.study import emergence
 from ndt_query.study_pages import study_figures
+from ndt_query.unit_types import TYPES
 from ndt_store.cli import main
 from ndt_store.errors import InvalidInputError, NotFoundError, StorageError
 from ndt_store.testing import simulate_store
@@ -219,3 +221,43 @@ def test_study__of_one_moment_says_that_two_are_needed(store):
         nq.cnn_study(store, checkpoints=[10])
     one = nq.cnn_study(store, layers="conv1", n_permutations=9)
     assert list(one["selectivity"].children) == ["conv1"]
+
+
+def test_figures__of_many_layers_stay_legible():
+    names = [f"features.{i}.conv" for i in range(40)]
+    steps, shares = [0, 10], np.linspace(0, 1, 80).reshape(2, 40)
+    over = ("checkpoint", "layer")
+    told = xr.Dataset(
+        dict.fromkeys(("share", "share_low", "share_high"), (over, shares))
+        | {name: ("layer", np.full(40, 10.0)) for name in ("half", "half_after")},
+        {"checkpoint": steps, "layer": names},
+    )
+    figure = nq.plot.emergence(told)
+    below = figure.axes[1]
+    legend = figure.legends[0]
+    assert legend.get_title().get_text() == "12 of 40"
+    named = [text.get_text() for text in legend.get_texts()]
+    assert (named[0], named[-1], len(named)) == (names[0], names[-1], 12)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in below.get_yticklabels()]
+    assert len(boxes) == 40
+    assert all(lower.y1 <= upper.y0 + 1 for upper, lower in pairwise(boxes))
+    types = xr.Dataset(
+        {name: (("checkpoint", "type"), np.full((2, len(TYPES)), 0.2)) for name in ("share", "count")},
+        {"checkpoint": steps, "type": list(TYPES)},
+    )
+    lying = nq.plot.hierarchy(dict.fromkeys(names, types))
+    lying.canvas.draw()
+    boxes = [label.get_window_extent() for label in lying.axes[0].get_yticklabels()]
+    assert len(boxes) == 40
+    assert all(lower.y1 <= upper.y0 + 1 for upper, lower in pairwise(boxes))
+    assert len(lying.axes[0].patches) == 40 * 2 * len(TYPES)
+
+
+def test_command__of_a_store_with_attention_names_the_other_study(tmp_path, capsys):
+    simulate_store(tmp_path / "r.zarr", checkpoints=(0, 10), kinds=("activations", "attentions"))
+    with pytest.raises(SystemExit) as stop:
+        main(["cnn", str(tmp_path / "r.zarr"), "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().err
+    assert stop.value.code == 0, told
+    assert "`ndt transformer` studies it" in told
