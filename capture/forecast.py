@@ -14,7 +14,7 @@ import numpy as np
 
 from capture.pipeline import projected_nbytes
 from ndt_store.catalogue import Catalogue
-from ndt_store.dims import EXAMPLE, LAYER_ARRAYS, LAYERS_GROUP, UNIT
+from ndt_store.dims import EXAMPLE, LAYER_ARRAYS, LAYERS_GROUP, PARAMETERS, PARAMETERS_GROUP, UNIT
 from ndt_store.errors import MemoryBudgetError, StorageError
 from ndt_store.layout import BLOCK_NBYTES, forecast, n_blocks, rows_per_block
 from ndt_store.nbytes import human_nbytes, memory_nbytes
@@ -60,13 +60,17 @@ class Forecast:
     def rows(self) -> list[dict[str, str | int]]:
         """Bytes by layer and kind, then of what is not a layer's, as a table's rows."""
         rows: list[dict[str, str | int]] = []
-        rest = 0
+        rest = of_parameters = 0
         for path, nbytes in self.arrays.items():
             layer, _, kind = path.removeprefix(f"{LAYERS_GROUP}/").rpartition("/")
             if path.startswith(f"{LAYERS_GROUP}/") and kind in LAYER_ARRAYS:
                 rows.append({"layer": layer, "kind": kind, "bytes": nbytes})
+            elif path.startswith(f"{PARAMETERS_GROUP}/"):
+                of_parameters += nbytes
             else:
                 rest += nbytes
+        if of_parameters:
+            rows.append({"layer": "", "kind": PARAMETERS, "bytes": of_parameters})
         return [*rows, {"layer": "", "kind": "probe set, outputs, labels, views", "bytes": rest}]
 
     def require_room(self, path: str) -> None:

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from capture.heap import freed_memory_kept
+from capture.parameter_gradients import gradient_statistics
 from capture.pipeline import BlockAssembler, HostCopies
 from capture.probe import Probe
 from capture.results import BatchResult
 from capture.taps import Tapper
-from ndt_store.dims import EXAMPLE, MEAN_PATTERN
+from ndt_store.dims import EXAMPLE, MEAN_PATTERN, PARAMETERS_GROUP
 from ndt_store.progress import progress_bar
 from ndt_store.schema import ArraySpec, layer_path
 from ndt_store.views.flight import CheckpointSummary
@@ -54,11 +55,25 @@ def write_checkpoint(
     specs = [spec for spec in writer.schema.cubes if EXAMPLE in spec.dims]
     casts = _Casts(specs)
     n_batches = -(-len(probe) // batch_size)
+    of_parameters = any(spec.group == PARAMETERS_GROUP for spec in writer.schema.cubes)
+    n_passes = n_batches * (1 + of_parameters)
     with ExitStack() as scope:
         if device.type == "cpu":
             scope.enter_context(freed_memory_kept())
         blocks = scope.enter_context(BlockAssembler(writer, step, specs, summaries))
         advance = scope.enter_context(progress_bar(f"checkpoint {step}", show=progress))
+        gradients = (
+            gradient_statistics(
+                tapper.model,
+                probe,
+                batch_size=batch_size,
+                device=device,
+                output=tapper.output,
+                advance=lambda done: advance(done, n_passes),
+            )
+            if of_parameters
+            else {}
+        )
         scope.enter_context(tapper)
         copies = HostCopies(device)
 
@@ -77,10 +92,12 @@ def write_checkpoint(
                 if kind == MEAN_PATTERN:
                     hand(layer, kind, tensor)
             _add_all(blocks, copies.exchange(casts.of_all(result)))
-            advance(done, n_batches)
+            advance(done + n_passes - n_batches, n_passes)
         _add_all(blocks, copies.exchange(None))
         for path, total in sums.items():
             blocks.put(path, (total / len(probe)).float().cpu().numpy())
+        for name, values in gradients.items():
+            blocks.put(f"{PARAMETERS_GROUP}/{name}", values)
         blocks.put("weights_digest", np.asarray(weights_digest, dtype=object))
         blocks.finish()
     return casts.overflowed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
@@ -13,11 +13,22 @@ from capture.objective import GradientOf
 from capture.probe import Probe
 from capture.provenance import warn_of_narrowing
 from ndt_store.dims import SUMMARY_KINDS
+from ndt_store.errors import InvalidInputError
 from ndt_store.layout import Rows
 from ndt_store.planning import Tap, plan_store
 from ndt_store.schema import Schema, as_step
 
-__all__ = ["capture_identity", "plan_capture"]
+__all__ = ["capture_identity", "check_options", "plan_capture"]
+
+_DTYPES: Final = ("float32", "float16", "native")
+
+
+def check_options(dtype: str, batch_size: int) -> None:
+    """Raise `InvalidInputError` unless both are possible."""
+    if dtype not in _DTYPES:
+        raise InvalidInputError(f"dtype is {dtype!r}: expected one of {', '.join(_DTYPES)}.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidInputError(f"batch_size is {batch_size!r}: expected a whole number of at least 1.")
 
 
 def plan_capture(
@@ -27,6 +38,7 @@ def plan_capture(
     *,
     n_classes: int | None,
     wide_logits: bool,
+    parameters: Mapping[str, int] | None,
     dtype: str,
     compression: str,
     block_nbytes: int,
@@ -44,6 +56,8 @@ def plan_capture(
         None leaves logits, loss and prediction out.
     wide_logits : bool
         Whether the model says float64.
+    parameters : mapping of str to int or None
+        Sizes of the parameters whose gradients are kept.
     dtype : {"float32", "float16", "native"}
     compression, block_nbytes, title
         As in `capture.Session`, and what the store is called.
@@ -61,6 +75,7 @@ def plan_capture(
         taps,
         n_classes=n_classes,
         logits_dtype="float64" if dtype == "native" and wide_logits else "float32",
+        parameters=parameters,
         codec=compression,
         block_nbytes=block_nbytes,
         attrs={"title": title},

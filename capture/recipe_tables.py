@@ -58,7 +58,7 @@ PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1), Bef
 PerChannelPositive = Annotated[
     tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1), BeforeValidator(_as_list)
 ]
-Kind = Literal["activations", "gradients", "attentions", "attention_summaries"]
+Kind = Literal["activations", "gradients", "attentions", "attention_summaries", "parameters"]
 Measure = Annotated[str, _one_of(MEASURES)]
 Globs = Annotated[tuple[str, ...], Field(strict=False, min_length=1), AfterValidator(_unique)]
 

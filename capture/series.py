@@ -19,10 +19,12 @@ import torch
 from torch import nn
 
 from capture.checkpoints import weights_digest, weights_fingerprint
+from capture.parameter_gradients import held_norms, parameter_names
 from capture.probe import Probe
 from capture.recipe import Recipe
 from capture.recipe_tables import DEFAULT_N_EXAMPLES
 from capture.tracking import Tracker
+from ndt_store.dims import PARAMETER
 from ndt_store.errors import InvalidInputError
 from ndt_store.series import SeriesWriter
 from ndt_store.series_plan import Column
@@ -162,10 +164,13 @@ class TrackedSeries(AbstractContextManager["TrackedSeries"]):
         said_of_weights = {"long_name": "first 63 bits of the SHA-256 of the weights"}
         columns |= {"weights_fingerprint": Column(dtype="int64", attrs=said_of_weights)}
         columns |= {name: Column(("layer",), attrs={"units": "1"}) for name in tracker.measures}
+        of_gradients = {"long_name": "L2 norm of the gradient of the training batch before its update", "units": "1"}
+        names = parameter_names(tracker.model)
+        columns |= {"gradient_norm": Column((PARAMETER,), attrs=of_gradients)} if names else {}
         self._writer = SeriesWriter.open(
             store,
             rows=columns,
-            coords={"layer": list(tracker.layers)},
+            coords={"layer": list(tracker.layers), **({PARAMETER: names} if names else {})},
             attrs={
                 "what": "loss, accuracy and dimension of each layer's representation, tracked while training",
                 **({} if every is None else {"every": every}),
@@ -191,6 +196,8 @@ class TrackedSeries(AbstractContextManager["TrackedSeries"]):
     def record(self, step: int, loss: float = math.nan, accuracy: float = math.nan) -> None:
         """Measure the model as it is and keep a row, safe after the next `flush`.
 
+        Norms of gradients are of what the parameters hold in ``.grad``, NaN where that is nothing.
+
         Parameters
         ----------
         step : int
@@ -207,6 +214,7 @@ class TrackedSeries(AbstractContextManager["TrackedSeries"]):
             validation_accuracy=found.validation_accuracy,
             weights_fingerprint=weights_fingerprint(weights_digest(self._tracker.model.state_dict())),
             **found.dimensionality,
+            **({"gradient_norm": norms} if (norms := held_norms(self._tracker.model)).size else {}),
         )
 
     def flush(self) -> None:

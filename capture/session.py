@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -23,15 +23,16 @@ from capture.forecast import Forecast, forecast_capture, require_memory, require
 from capture.modelstate import as_device, model_device
 from capture.naming import as_names
 from capture.objective import GradientOf, class_count
+from capture.parameter_gradients import parameters_to_capture
 from capture.passes import write_checkpoint
-from capture.planning import capture_identity, plan_capture
+from capture.planning import capture_identity, check_options, plan_capture
 from capture.probe import as_probe
 from capture.provenance import environment, report_nonfinite, require_same_weights
 from capture.series import TrackedSeries, probe_series
 from capture.sites import discover_with_logits
 from capture.taps import Tapper
 from ndt_store.codecs import DEFAULT_PROFILE
-from ndt_store.dims import GRADIENTS
+from ndt_store.dims import GRADIENTS, PARAMETERS
 from ndt_store.errors import InvalidInputError, NdtError
 from ndt_store.layout import BLOCK_NBYTES
 from ndt_store.reader import Store, open_store
@@ -41,8 +42,6 @@ from ndt_store.views.flight import CheckpointSummary
 from ndt_store.writer import StoreWriter
 
 __all__ = ["Session"]
-
-_DTYPES: Final = ("float32", "float16", "native")
 
 
 class Session:
@@ -61,7 +60,8 @@ class Session:
         Globs over module paths: ``*`` stays between dots, ``**`` crosses them. One that ends in ``@heads`` means what
         each head of attention puts out: activations (checkpoint, example, token, head, unit) of a layer of that name.
     kinds : sequence of str
-        ``activations``, ``gradients``, ``attentions``, or in place of large patterns ``attention_summaries``.
+        ``activations``, ``gradients``, ``attentions``, or for large patterns ``attention_summaries``; beside one of
+        these ``parameters``, the gradient of the mean loss in a few numbers for each parameter.
     checkpoints : sequence of int
         Steps that are planned already; any later step may be added.
     gradient_of : {"label_logit", "prediction_logit", "loss"} or callable
@@ -139,10 +139,7 @@ class Session:
         check_disk: bool = True,
         progress: bool = True,
     ) -> None:
-        if dtype not in _DTYPES:
-            raise InvalidInputError(f"dtype is {dtype!r}: expected one of {', '.join(_DTYPES)}.")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InvalidInputError(f"batch_size is {batch_size!r}: expected a whole number of at least 1.")
+        check_options(dtype, batch_size)
         self._model = model
         called = model_name or type(model).__name__
         self._storage = open_storage(store)
@@ -155,12 +152,13 @@ class Session:
         self._progress = progress
         self._writer: StoreWriter | None = None
         self._series: TrackedSeries | None = None
+        tapped = [kind for kind in asked if kind != PARAMETERS]
         inputs, labels = next(self._probe.batches(batch_size))
         options: dict[str, Any] = {"gradient_of": gradient_of, "device": self._device}
         self._sites, logits = discover_with_logits(
-            model, wanted, asked, inputs, labels, dims=dims, output=output, **options
+            model, wanted, tapped, inputs, labels, dims=dims, output=output, **options
         )
-        needed = GRADIENTS in asked and gradient_of in ("label_logit", "loss")
+        needed = PARAMETERS in asked or (GRADIENTS in asked and gradient_of in ("label_logit", "loss"))
         n_classes = class_count(logits, self._probe.contents.labels, needed)
         self._tapper = Tapper(model, self._sites, scores=n_classes is not None, output=output, **options)
         self._schema, self._static = plan_capture(
@@ -168,6 +166,7 @@ class Session:
             self._sites,
             checkpoints,
             n_classes=n_classes,
+            parameters=parameters_to_capture(model, n_classes) if PARAMETERS in asked else None,
             wide_logits=logits is not None and logits.dtype == torch.float64,
             dtype=dtype,
             compression=compression,

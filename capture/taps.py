@@ -48,6 +48,7 @@ class Tapper:
     Parameters
     ----------
     model : torch.nn.Module
+        An attribute too, as is `output`.
     sites : sequence of Site
         What ``discover_sites`` found on this model.
     gradient_of : {"label_logit", "prediction_logit", "loss"} or callable
@@ -97,11 +98,11 @@ class Tapper:
         scores: bool = True,
     ) -> None:
         refuse_wrapped(model)
-        self._model = model
+        self.model = model
         self._sites = tuple(sites)
         self._gradient_of = check_gradient_of(gradient_of)
         self._device = model_device(model) if device is None else as_device(device)
-        self._extract = output
+        self.output = output
         self._scores = scores
         self._gradients = any(site.kind == GRADIENTS for site in self._sites)
         if self._gradients:
@@ -127,9 +128,9 @@ class Tapper:
         if self._undo is not None:
             raise CaptureError("this Tapper is entered already, and a model is lent once at a time; make a second one")
         with ExitStack() as undo:
-            undo.enter_context(borrowed(self._model))
+            undo.enter_context(borrowed(self.model))
             if any(site.of_attention for site in self._sites):
-                self._stack = undo.enter_context(ModuleStack(self._model))
+                self._stack = undo.enter_context(ModuleStack(self.model))
             for path, module in self._modules.items():
                 undo.callback(self._attach(path, module))
             self._undo = undo.pop_all()
@@ -175,7 +176,7 @@ class Tapper:
             raise CaptureError("Tapper.run was called outside its with block; write `with Tapper(...) as tapper:`")
         self._sink, self._count = sink, batch_size(inputs)
         self._fired.clear()
-        kernels = differentiable(self._model, self._device) if self._gradients else nullcontext()
+        kernels = differentiable(self.model, self._device) if self._gradients else nullcontext()
         try:
             with torch.inference_mode(False), torch.set_grad_enabled(self._gradients), kernels:
                 # Labels made under inference mode could not be saved for the backward pass.
@@ -194,11 +195,11 @@ class Tapper:
                 recorder = AttentionRecorder(self._stack.innermost, self._attention)
                 scope.enter_context(recorder)
             self._recording = True
-            raw = call_model(self._model, inputs, self._device)
+            raw = call_model(self.model, inputs, self._device)
             self._recording = False
         attended = {(call.path, call.call): call for call in (recorder.calls if recorder else ())}
         check_firings(self._sites, self._fired, Counter(path for path, _ in attended))
-        output = model_output(raw, self._extract)
+        output = model_output(raw, self.output)
         gradients = self._differentiate(output, labels, count) if self._gradients else {}
         self._check_versions()
         tensors: dict[tuple[str, str], torch.Tensor] = {}

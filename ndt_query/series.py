@@ -122,7 +122,9 @@ def as_trajectories(series: SeriesLike, steps: ArrayLike | None = None) -> Traje
 
 
 def _measures(data: xr.Dataset) -> xr.DataArray:
-    whole = max((set(one.dims) for one in data.data_vars.values()), key=len, default=set())
+    dims = [frozenset(one.dims) for one in data.data_vars.values()]
+    # Of as many dimensions, those of most variables: a training has six measures by layer, and norms by parameter.
+    whole = max(dims, key=lambda one: (len(one), dims.count(one)), default=frozenset())
     wanted = [
         name for name, one in data.data_vars.items()
         if set(one.dims) == whole and one.dtype.kind == "f" and not str(name).endswith(ENDS)

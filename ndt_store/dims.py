@@ -39,7 +39,22 @@ LAYER_ARRAYS: Final = (*KINDS, *SUMMARY_KINDS)
 
 STEP: Final = "step"
 
+PARAMETERS: Final = "parameters"
+"""Asked for as a kind: what the loss of the whole probe set says to each parameter, `PARAMETER_ARRAYS`."""
+
+PARAMETER: Final = "parameter"
+PARAMETER_ARRAYS: Final = {
+    "gradient_mean_abs": "mean of the absolute gradient",
+    "gradient_std": "standard deviation of the gradient over the values of the parameter",
+    "gradient_max_abs": "largest absolute gradient",
+    "gradient_norm": "L2 norm of the gradient",
+    "gradient_zero_fraction": "share of the gradient that is exactly 0",
+    "weight_norm": "L2 norm of the parameter",
+}
+"""Arrays (checkpoint, parameter) of the group ``parameters``; gradients are of the mean loss over the probe set."""
+
 LAYERS_GROUP: Final = "layers"
+PARAMETERS_GROUP: Final = "parameters"
 TRAINING_GROUP: Final = "training"
 EXPERIMENTS_GROUP: Final = "experiments"
 

@@ -24,6 +24,9 @@ from ndt_store.dims import (
     LAYER_ARRAYS,
     LAYERS_GROUP,
     MEAN_PATTERN,
+    PARAMETER,
+    PARAMETER_ARRAYS,
+    PARAMETERS_GROUP,
 )
 from ndt_store.errors import InvalidInputError
 from ndt_store.layout import BLOCK_NBYTES, rows_per_block
@@ -161,6 +164,7 @@ def plan_store(
     *,
     n_classes: int | None = None,
     logits_dtype: str = "float32",
+    parameters: Mapping[str, int] | None = None,
     codec: str = DEFAULT_PROFILE,
     block_nbytes: int = BLOCK_NBYTES,
     attrs: Mapping[str, Any] | None = None,
@@ -179,6 +183,8 @@ def plan_store(
         Width of the model's logits; None where the model has none to store.
     logits_dtype : str
         As stored, of logits and loss.
+    parameters : mapping of str to int, optional
+        Number of values of each parameter of the model, where gradients of parameters are kept.
     codec : str
         Compression profile of the taps and the inputs.
     block_nbytes : int
@@ -217,7 +223,19 @@ def plan_store(
     for tap in taps:
         _plan_tap(plan, tap, n, codec, block_nbytes)
         groups[f"{LAYERS_GROUP}/{tap.layer}"] = {"module": tap.module}
+    if parameters:
+        _plan_parameters(plan, parameters)
+        groups[PARAMETERS_GROUP] = {"what": "gradient of the mean loss over the probe set", "coordinates": "size"}
     return Schema(tuple(checkpoints), tuple(plan.arrays), groups), plan.values
+
+
+def _plan_parameters(plan: _Plan, parameters: Mapping[str, int]) -> None:
+    n, over = len(parameters), (PARAMETER,)
+    plan.static(f"{PARAMETERS_GROUP}/{PARAMETER}", over, np.asarray(list(parameters), dtype=object))
+    sizes = np.asarray(list(parameters.values()), dtype=np.int64)
+    plan.static(f"{PARAMETERS_GROUP}/size", over, sizes, long_name="number of values of the parameter")
+    for name, text in PARAMETER_ARRAYS.items():
+        plan.cube(f"{PARAMETERS_GROUP}/{name}", over, (n,), "float64", "none", n, long_name=text)
 
 
 def _plan_tap(plan: _Plan, tap: Tap, n: int, codec: str, block_nbytes: int) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ndt_store.blocks import BlockArray, read_block
 from ndt_store.catalogue import Catalogue
-from ndt_store.dims import ACTIVATIONS, EXAMPLE, EXPERIMENTS_GROUP, TRAINING_GROUP
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, EXAMPLE, EXPERIMENTS_GROUP, PARAMETERS_GROUP, TRAINING_GROUP
 from ndt_store.errors import NotFoundError
 from ndt_store.layout import CHUNK_NBYTES, block, block_shape, n_blocks, numpy_dtype
 from ndt_store.schema import Schema
@@ -149,6 +149,22 @@ class Store:
         from ndt_store import labelled
 
         return labelled.group_dataset(self._catalogue, "", self._chunk_nbytes)
+
+    @property
+    def parameters(self) -> xr.Dataset:
+        """Gradients of the parameters in a few numbers each, (checkpoint, parameter), lazy.
+
+        Raises
+        ------
+        NotFoundError
+            They were not captured.
+        """
+        from ndt_store import labelled
+
+        if PARAMETERS_GROUP not in self.schema.group_paths():
+            raise NotFoundError(f"{self.path} holds no gradients of parameters: capture the kind 'parameters'.")
+        steps = {CHECKPOINT: labelled.label_coords(self._catalogue)[CHECKPOINT]}
+        return labelled.group_dataset(self._catalogue, PARAMETERS_GROUP, self._chunk_nbytes, steps)
 
     @property
     def training(self) -> xr.Dataset:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ndt_store.dims import ATTENTIONS, EXAMPLE, HEAD, KEY, LAYER, QUERY, TOKEN, UNIT, X, Y
+from ndt_store.dims import ATTENTIONS, EXAMPLE, HEAD, KEY, LAYER, PARAMETER, PARAMETERS_GROUP, QUERY, TOKEN, UNIT, X, Y
 from ndt_store.layout import blocks
 from ndt_store.planning import ProbeSet, Tap, plan_store
 from ndt_store.reader import Store, open_store
@@ -51,6 +51,7 @@ def simulate_store(
     block_nbytes: int = 2048,
     n_committed: int | None = None,
     n_tracked: int = 0,
+    n_parameters: int = 0,
     seed: int = 0,
 ) -> Simulated:
     """Write a store of random data, or of planted data where given.
@@ -75,6 +76,8 @@ def simulate_store(
         Stop after this many checkpoints, as a capture that was killed would.
     n_tracked : int
         Rows of a series of the training, at steps 0, 5, 10 and so on; 0 makes none.
+    n_parameters : int
+        Parameters of whose gradients there are numbers, also in the series of the training.
     seed : int
         Of the random generator; equal arguments give equal stores.
 
@@ -110,11 +113,13 @@ def simulate_store(
         class_names=tuple(f"class {c}" for c in range(n_classes)),
         input_dims=("channel", "row", "column"),
     )
+    parameters = {f"{n // 2}.{'weight' if n % 2 == 0 else 'bias'}": 10 * (n + 1) for n in range(n_parameters)}
     schema, static = plan_store(
         checkpoints,
         probe,
         taps,
         n_classes=n_classes,
+        parameters=parameters,
         codec=codec,
         block_nbytes=block_nbytes,
         attrs={"title": "simulated"},
@@ -135,19 +140,26 @@ def simulate_store(
                     )
             writer.commit(step, str(arrays["weights_digest"][position]))
     if n_tracked:
-        _track(path, tuple(layers), n_tracked, seed)
+        _track(path, tuple(layers), tuple(parameters), n_tracked, seed)
     return Simulated(open_store(path), {**static, **arrays})
 
 
-def _track(path: str | os.PathLike[str] | Storage, layers: Sequence[str], n_rows: int, seed: int) -> None:
+def _track(
+    path: str | os.PathLike[str] | Storage, layers: Sequence[str], parameters: Sequence[str], n_rows: int, seed: int
+) -> None:
     """Append a loss that falls and a dimension that grows, with noise that is the same whenever it is resumed."""
     rows = {"loss": Column(), "participation_ratio": Column((LAYER,))}
-    with SeriesWriter.open(path, rows=rows, coords={LAYER: layers}, identity={"seed": seed}) as writer:
+    coords = {LAYER: layers}
+    if parameters:
+        rows["gradient_norm"], coords[PARAMETER] = Column((PARAMETER,)), parameters
+    with SeriesWriter.open(path, rows=rows, coords=coords, identity={"seed": seed}) as writer:
         for n in range(n_rows):
             rng = np.random.default_rng((seed, n))
             if writer.last_step is None or 5 * n > writer.last_step:
                 grown = 2.0 + 8.0 * n / n_rows + rng.random(len(layers))
-                writer.append(5 * n, loss=2.0 / (1 + n) + 0.1 * rng.random(), participation_ratio=grown)
+                loss = 2.0 / (1 + n) + 0.1 * rng.random()
+                norms = {"gradient_norm": np.exp(0.2 * rng.standard_normal(len(parameters)))} if parameters else {}
+                writer.append(5 * n, loss=loss, participation_ratio=grown, **norms)
 
 
 def _values(
@@ -166,5 +178,6 @@ def _values(
             values[spec.path] = (raw / raw.sum(-1, keepdims=True)).astype(spec.dtype)
         else:
             drawn = rng.standard_normal(shape)
+            drawn = np.abs(drawn) if spec.group == PARAMETERS_GROUP else drawn
             values[spec.path] = (np.maximum(drawn, 0) if spec.name == "activations" else drawn).astype(spec.dtype)
     return values
