@@ -52,6 +52,7 @@ from .study_pages import study_page
 from .subspaces import subspace_drift, subspace_overlap
 from .summary import summary
 from .transformer_study import transformer_study
+from .transitions import transition
 from .unit_types import TypeRule, type_shares, unit_types
 from .units import rank_units, unit_table
 from .waking import waking_units
@@ -126,6 +127,7 @@ __all__ = [
     "summary",
     "top_examples",
     "transformer_study",
+    "transition",
     "type_shares",
     "unit_moments",
     "unit_profile",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ndt_query.budget import Projection, allowed_nbytes, check
+from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
 from ndt_query.inputs import as_classes, canonical, one_of, require_count
 from ndt_query.intervals import mean_ci, require_level
 from ndt_query.kernels.manifolds import class_dimension, scatter_ratio, silhouettes, two_nn
@@ -18,7 +19,7 @@ from ndt_query.layers import described, per_layer
 from ndt_query.proportions import clopper_pearson
 from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError
-from ndt_store.views.blocks import as_block, as_float
+from ndt_store.views.blocks import as_block, as_float, spans
 from ndt_store.views.samples import sample_rows
 
 __all__ = ["disentanglement"]
@@ -28,6 +29,12 @@ I64 = NDArray[np.int64]
 
 POSITIONS: Final = ("mean", "flatten")
 SHARE: Final = 0.95
+
+BLOCK_NBYTES: Final = 32 << 20
+"""Of the activations that are read at a time."""
+
+N_SOLVERS: Final = 2
+"""Folds that are solved side by side: each holds three times the samples."""
 
 
 @per_layer
@@ -99,14 +106,14 @@ def disentanglement(
     n = acts.sizes[EXAMPLE]
     places = math.prod(acts.sizes[dim] for dim in POSITION_DIMS if dim in acts.dims)
     n_features = acts.sizes[UNIT] * (places if positions == "flatten" else 1)
-    whole = n * acts.sizes[UNIT] * places * acts.dtype.itemsize
-    terms = Projection(whole, 8 * n * n_features, 2.0, 1, 0, 0, 0)
+    block = _rows_of_a_block(acts)
+    one = acts.sizes[UNIT] * places * acts.dtype.itemsize
+    # The samples, and for each fold these scaled, with the solver's copy that has an index beside each value.
+    terms = Projection(block * one, 8 * n * n_features, 1.0 + 3.0 * N_SOLVERS, 1, 0, 0, 0)
     check(f"disentanglement with positions={positions!r}", terms, allowed_nbytes(memory), "select fewer examples")
-    n_before = [str(dim) for dim in acts.dims].index(UNIT) - 2
     rows = []
     for place in range(acts.sizes[CHECKPOINT]):
-        values = np.asarray(acts.isel({CHECKPOINT: [place]}).compute().values)
-        samples = sample_rows(as_float(as_block(values, n_before)), positions).reshape(n, -1).astype(np.float64)
+        samples = _samples(acts.isel({CHECKPOINT: [place]}), positions, block, n_features)
         rows.append(_measured(samples, classes.codes, n_folds, level, seed))
     found: dict[str, xr.Variable] = {
         name: xr.Variable((CHECKPOINT,), np.array([row[name] for row in rows])) for name in rows[0] if name != "classes"
@@ -115,6 +122,23 @@ def disentanglement(
     parameters = {"positions": positions, "n_folds": n_folds, "confidence": confidence, "seed": seed}
     result = described(found, acts, "how far classes have come apart", parameters, squeeze=squeeze)
     return result.assign_coords({"class": classes.names}).assign_attrs(n_per_class=int(counts.min()))
+
+
+def _rows_of_a_block(acts: xr.DataArray) -> int:
+    """Examples that are read at a time: as they lie in the store, about `BLOCK_NBYTES`."""
+    chunk = 1 if acts.chunks is None else acts.chunks[acts.dims.index(EXAMPLE)][0]
+    one = math.prod(acts.sizes[dim] for dim in acts.dims if dim not in (CHECKPOINT, EXAMPLE)) * acts.dtype.itemsize
+    return min(acts.sizes[EXAMPLE], chunk * max(1, BLOCK_NBYTES // (chunk * one)))
+
+
+def _samples(acts: xr.DataArray, positions: str, block: int, n_features: int) -> F64:
+    """Read samples (example, feature) of one checkpoint in runs of examples: maps are larger than their means."""
+    n, n_before = acts.sizes[EXAMPLE], [str(dim) for dim in acts.dims].index(UNIT) - 2
+    found = np.empty((n, n_features))
+    for run in spans(n, block):
+        values = np.asarray(acts.isel({EXAMPLE: run}).compute().values)
+        found[run] = sample_rows(as_float(as_block(values, n_before)), positions).reshape(len(found[run]), -1)
+    return found
 
 
 def _measured(samples: F64, codes: I64, n_folds: int, level: float, seed: int) -> dict[str, Any]:
@@ -154,12 +178,20 @@ def _separable(samples: F64, codes: I64, n_folds: int, seed: int) -> tuple[NDArr
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
-    right, trained = np.zeros(len(codes), bool), []
-    with warnings.catch_warnings():
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(samples, codes)
+    right = np.zeros(len(codes), bool)
+    # The solver for few samples draws from one generator of the whole process: only the other one may run side by side.
+    few = len(codes) * (n_folds - 1) // n_folds <= samples.shape[1]
+
+    def fit(fold: tuple[I64, I64]) -> float:
+        rest, held = fold
+        scaler = StandardScaler().fit(samples[rest])
+        scaled = scaler.transform(samples[rest])
+        machine = LinearSVC(random_state=seed, dual=few).fit(scaled, codes[rest])
+        right[held] = machine.predict(scaler.transform(samples[held])) == codes[held]
+        return float((machine.predict(scaled) == codes[rest]).mean())
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(1 if few else min(n_threads(), N_SOLVERS)) as pool:
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for rest, held in StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(samples, codes):
-            scaler = StandardScaler().fit(samples[rest])
-            machine = LinearSVC(random_state=seed).fit(scaler.transform(samples[rest]), codes[rest])
-            right[held] = machine.predict(scaler.transform(samples[held])) == codes[held]
-            trained.append((machine.predict(scaler.transform(samples[rest])) == codes[rest]).mean())
+        trained = list(pool.map(fit, folds))
     return right, float(np.mean(trained))

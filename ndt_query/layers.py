@@ -152,7 +152,7 @@ def node_name(layer: str) -> str:
 
 def _stacked(answers: Mapping[str, xr.Dataset]) -> xr.Dataset:
     names = xr.Variable(LAYER, list(answers))
-    scalars = {name for one in answers.values() for name in one.coords if name not in one.dims}
+    scalars = {name for one in answers.values() for name, label in one.coords.items() if not label.dims}
     parts = [one.drop_vars(scalars, errors="ignore") for one in answers.values()]
     stacked = xr.concat(parts, dim=names, data_vars="all", coords="minimal", compat="equals", join="exact",
                         combine_attrs="override")  # fmt: skip

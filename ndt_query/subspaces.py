@@ -109,8 +109,9 @@ def subspace_drift(
     Returns
     -------
     Dataset
-        ``drift`` (transition), ``1 - overlap`` of neighbouring checkpoints, labelled by ``before`` and ``after``, and
-        ``turn``, ``arccos sqrt(overlap)``, the same as an angle in radians; ``smoothness``, 1 less the share of the
+        ``drift`` (transition), ``1 - overlap`` of neighbouring checkpoints, labelled by ``before`` and ``after``; that
+        ``overlap``, and ``chance``, k / d, which random subspaces of d features have; ``turn``,
+        ``arccos sqrt(overlap)``, the same as an angle in radians; ``smoothness``, 1 less the share of the
         largest turn in all turning: near 1 where all are alike, 0 where one is all; ``null_05``, the 5th percentile of
         surrogates, and ``p_value``, the share of surrogates that are as abrupt.
 
@@ -127,21 +128,24 @@ def subspace_drift(
     at 0: they are what a stationary series without an abrupt step would do. A trend is no stationary series, and turns
     that only fall will look abrupt: choose checkpoints between which about as much changes.
     """
-    bases, steps, _ = _bases(acts, k, centre, positions, memory)
+    bases, steps, d = _bases(acts, k, centre, positions, memory)
     if len(bases) < 4:
         raise InvalidInputError(f"There are {len(bases)} checkpoints: drift as a series needs four or more.")
-    drift = np.array([1 - overlap(one, other) for one, other in pairwise(bases)])
+    shared = np.array([overlap(one, other) for one, other in pairwise(bases)])
+    drift = 1 - shared
     turn = np.arccos(np.sqrt(np.clip(1 - drift, 0, 1)))
     score = _smooth(turn)
     null = np.array([_smooth(one) for one in _surrogates(turn, n_surrogates, seed)])
     p_value = float(null_p_value((null <= score + 1e-12).sum(), n_surrogates)) if np.isfinite(score) else math.nan
     result = xr.Dataset(
         {
+            "overlap": ("transition", shared),
             "drift": ("transition", drift),
             "turn": ("transition", turn),
             "smoothness": ((), score),
             "null_05": ((), float(np.quantile(null, 0.05)) if np.isfinite(null).all() else math.nan),
             "p_value": ((), p_value),
+            "chance": ((), k / d),
         },
         {"before": ("transition", steps[:-1]), "after": ("transition", steps[1:])},
     )

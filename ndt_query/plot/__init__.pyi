@@ -4,12 +4,14 @@ from .cams import cams, class_cams
 from .composition import composed_share, composition
 from .curves import growth, smoothness
 from .flow import attention_flow, bottlenecks
+from .geometry import components, disentanglement, subspace_drift, subspace_overlap
 from .graphs import composition_graph
 from .heads import head_clusters, head_importance
 from .interventions import interventions
 from .measures import dimensionality, performance, selectivity
 from .prediction import predicted_specialisation
 from .receptive import receptive_fields
+from .similarity import cka_matrix
 from .study import emergence, hierarchy
 from .style import save
 from .trajectories import jump_nulls, trajectories
@@ -22,12 +24,15 @@ __all__ = [
     "attention_patterns",
     "bottlenecks",
     "cams",
+    "cka_matrix",
     "class_cams",
+    "components",
     "composed_share",
     "composition",
     "composition_graph",
     "dead_units",
     "dimensionality",
+    "disentanglement",
     "emergence",
     "growth",
     "head_clusters",
@@ -42,6 +47,8 @@ __all__ = [
     "save",
     "selectivity",
     "smoothness",
+    "subspace_drift",
+    "subspace_overlap",
     "top_examples",
     "trajectories",
     "unit_profile",
