@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -14,15 +14,28 @@ from ndt_query.attention_data import deal
 from ndt_query.budget import Projection, allowed_nbytes, check
 from ndt_query.inputs import one_of, require_count
 from ndt_query.intervals import jackknife, null_p_value, require_level
-from ndt_query.kernels.similarity import permuted, u_centred
+from ndt_query.kernels.similarity import Dependence, deal_batches
 from ndt_query.layers import OneLayer, activations_of, software
-from ndt_query.products import ADVICE, POSITIONS, require_enough, sample_products
+from ndt_query.products import (
+    ADVICE,
+    BATCH_SIZE,
+    LEAST_BATCH,
+    POSITIONS,
+    batch_products,
+    block_rows,
+    require_enough,
+    sample_products,
+    samples_nbytes,
+)
 from ndt_store.dims import CHECKPOINT, EXAMPLE
 from ndt_store.errors import DimensionError
+from ndt_store.views.samples import unpacked
 
 __all__ = ["cka"]
 
 F64 = NDArray[np.float64]
+
+NAMES: Final = ("store", "layer", "kind")
 
 
 def cka(
@@ -33,6 +46,7 @@ def cka(
     n_groups: int = 10,
     n_permutations: int = 199,
     confidence: float = 0.95,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     memory: int | str | None = None,
 ) -> xr.Dataset:
@@ -45,12 +59,16 @@ def cka(
     positions : {"flatten", "mean"}
         What becomes of conv positions or tokens: features of the example, or their mean.
     n_groups : int
-        Groups of examples that are left out one at a time, for the interval.
+        Groups of examples that are left out one at a time, of every batch at once, for the interval.
     n_permutations : int
-        Of the examples of `a` against those of `b`, for the null.
+        Of the examples of `a` against those of `b`, within each batch, for the null.
     confidence : float
         Level of the interval.
+    batch_size : int
+        Most examples whose products are made at once, 16 or more. More examples are dealt into batches of about equal
+        size, see `ndt_query.kernels.similarity.deal_batches`.
     seed : int
+        Of the batches, groups and permutations.
     memory : int or str, optional
         Budget, see `ndt_query.budget`.
 
@@ -66,20 +84,24 @@ def cka(
     DimensionError
         They have no examples in common order, or other checkpoints.
     InvalidInputError
-        There are fewer than eight examples.
+        There are fewer than eight examples, or an option is out of its range.
     MemoryBudgetError
-        The products of samples exceed the budget.
+        The products of the samples of a batch exceed the budget.
 
     Notes
     -----
-    One pass over each, or none where a Gram view is there. ``n^2`` products for each interval group and permutation,
-    and ``24 n^2`` bytes. The biased estimate of independent data is near ``d / (d + n)`` rather than 0.
+    Unbiased HSIC terms of the batches are added up, and the ratio is taken of their sums. With n examples in batches of
+    b, time is that of ``n b`` products for each interval group and permutation, and memory that of one batch: ``48
+    b^2`` bytes, and up to 192 MB of its samples. Up to b examples are one batch, read once or not at all where a Gram
+    view is there; of more, a block is read once for each batch that holds some of it. The biased estimate of
+    independent data is near ``d / (d + n)`` rather than 0.
 
     References
     ----------
     S. Kornblith et al., "Similarity of neural network representations revisited", ICML 2019; L. Song et al., "Feature
-    selection via dependence maximization", JMLR 13, 2012 (the unbiased estimate); A. Szekely, M. Rizzo, "Partial
-    distance correlation with methods for dissimilarities", Annals of Statistics 42, 2014.
+    selection via dependence maximization", JMLR 13, 2012 (the unbiased estimate); T. Nguyen, M. Raghu, S. Kornblith,
+    "Do wide and deep networks learn the same things?", ICLR 2021 (batches); A. Szekely, M. Rizzo, "Partial distance
+    correlation with methods for dissimilarities", Annals of Statistics 42, 2014.
 
     Examples
     --------
@@ -92,23 +114,41 @@ def cka(
     one_of("positions", positions, POSITIONS)
     require_count("n_groups", n_groups, 2)
     require_count("n_permutations", n_permutations, 1)
+    require_count("batch_size", batch_size, LEAST_BATCH)
     level = require_level(confidence)
     first, second = _aligned(activations_of(a), activations_of(b))
     n = first.sizes[EXAMPLE]
     steps, pairs = _pairs(first, second)
-    check("cka", Projection(0, 0, 0.0, 1, 8 * n * n, 4, 0), allowed_nbytes(memory), ADVICE)
-    groups = deal(n, min(n_groups, n // 4), seed)
-    rng = np.random.default_rng(seed)
-    orders = np.stack([rng.permutation(n) for _ in range(n_permutations)])
-    rows = []
+    batches = deal_batches(n, batch_size, seed, block_rows((first, second)))
+    largest = max(map(len, batches))
+    source = samples_nbytes((first, second), largest)
+    check("cka", Projection(source, source, 0.0, 1, 8 * largest**2, 6, 0), allowed_nbytes(memory), ADVICE)
+
+    def products(one: xr.DataArray, rows: NDArray[np.intp]) -> F64:
+        whole = len(batches) == 1
+        some = sample_products(one, positions, memory) if whole else batch_products(one, rows, positions, memory)
+        return unpacked(some, len(rows))
+
+    rows_of = []
     for x, y in pairs:
-        grams = [sample_products(one, positions, memory) for one in (x, y)]
-        rows.append(_compared(grams[0], grams[1], groups, orders, level))
-    found = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    parameters = {"positions": positions, "n_groups": n_groups, "n_permutations": n_permutations, "seed": seed}
+        rng = np.random.default_rng(seed)
+        n_left_out = min(n_groups, min(map(len, batches)) // 4)
+        sums = Dependence(n_left_out, n_permutations)
+        for rows in batches:
+            orders = np.stack([rng.permutation(len(rows)) for _ in range(n_permutations)])
+            sums.add(products(x, rows), products(y, rows), deal(len(rows), n_left_out, seed), orders)
+        rows_of.append(_told(*sums.found(), level))
+    found = {name: np.array([row[name] for row in rows_of]) for name in rows_of[0]}
+    parameters = {
+        "positions": positions, "n_groups": n_groups, "n_permutations": n_permutations, "confidence": level,
+        "batch_size": batch_size, "seed": seed,
+    }  # fmt: skip
     attrs = {
         "what": "debiased linear CKA",
+        **{key: first.attrs[key] for key in NAMES if key in first.attrs},
+        **{f"other_{key}": second.attrs[key] for key in NAMES if key in second.attrs},
         "n_examples": n,
+        "n_batches": len(batches),
         "parameters": json.dumps(parameters),
         "software": software(),
     }
@@ -143,29 +183,14 @@ def _pairs(a: xr.DataArray, b: xr.DataArray) -> tuple[NDArray[Any] | None, list[
     return steps, [(at(a, place), at(b, place)) for place in range(len(steps))]
 
 
-def _compared(a: F64, b: F64, groups: NDArray[np.int64], orders: NDArray[np.intp], level: float) -> dict[str, float]:
-    """CKA of two Gram matrices, with groups of samples left out and samples permuted."""
-
-    def of(rows: NDArray[np.intp]) -> float:
-        some = np.ix_(rows, rows)
-        one, other = u_centred(a[some].copy()), u_centred(b[some].copy())
-        return float(_own(one, other))
-
-    left_out = np.array([of(np.flatnonzero(groups != group)) for group in range(groups.max() + 1)])
-    one, other = u_centred(a.copy()), u_centred(b.copy())
-    estimate = _own(one, other)
-    interval = jackknife(left_out, estimate, confidence=level)
-    null = permuted(one, other, orders)
+def _told(estimate: float, left_out: F64, null: F64, level: float) -> dict[str, float]:
+    """Return CKA with its interval from CKA without each group, and with its null from permuted samples."""
+    interval = jackknife(left_out, np.float64(estimate), confidence=level)
     reached = (null >= estimate - 1e-12).sum()
     return {
-        "cka": float(estimate),
+        "cka": estimate,
         "cka_low": float(interval.low),
         "cka_high": float(np.minimum(interval.high, 1.0)),
         "null_95": float(np.quantile(null, 0.95)),
         "p_value": float(null_p_value(reached, len(null))) if np.isfinite(estimate) else math.nan,
     }
-
-
-def _own(one: F64, other: F64) -> float:
-    size = math.sqrt(float(np.vdot(one, one)) * float(np.vdot(other, other)))
-    return float(np.vdot(one, other)) / size if size > 0 else math.nan

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ndt_query.budget import Projection, allowed_nbytes, check
-from ndt_query.inputs import canonical, one_of
-from ndt_query.kernels.similarity import dependence, ratio, u_centred
+from ndt_query.inputs import canonical, one_of, require_count
+from ndt_query.kernels.similarity import deal_batches, dependence, ratio, u_centred_triangle
 from ndt_query.layers import OneLayer, Whole, activations_of, each_layer, software
-from ndt_query.products import ADVICE, POSITIONS, require_enough, sample_products
+from ndt_query.products import (
+    ADVICE,
+    BATCH_SIZE,
+    LEAST_BATCH,
+    POSITIONS,
+    batch_products,
+    block_rows,
+    require_enough,
+    sample_products,
+    samples_nbytes,
+)
 from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER
 from ndt_store.errors import DimensionError
 
@@ -23,6 +34,8 @@ def cka_matrix(
     other: Whole | OneLayer | None = None,
     *,
     positions: str = "flatten",
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
     memory: int | str | None = None,
 ) -> xr.Dataset:
     """Debiased linear CKA between all layers and checkpoints, of one run or of two.
@@ -34,6 +47,7 @@ def cka_matrix(
     other : the same, optional
         Another run, on the same examples; without it `data` is compared with itself.
     positions : {"flatten", "mean"}
+    batch_size, seed : int
         As in `cka`.
     memory : int or str, optional
         Budget, see `ndt_query.budget`.
@@ -48,17 +62,20 @@ def cka_matrix(
     DimensionError
         Layers or runs differ in their examples.
     InvalidInputError
-        There are fewer than eight examples.
+        There are fewer than eight examples, or an option is out of its range.
     MemoryBudgetError
-        The products of all samples exceed the budget.
+        The products of the samples of a batch, of all layers and checkpoints, exceed the budget.
 
     Notes
     -----
-    Each layer and checkpoint is read once, or not at all where its Gram view is there (`ndt index --gram flatten`);
-    then all pairs are one matrix product. ``2 n^2`` bytes for each layer and checkpoint. No intervals: ask `cka` of
-    pairs that matter.
+    Up to `batch_size` examples, each layer and checkpoint is read once, or not at all where its Gram view is there
+    (`ndt index --gram flatten`); then all pairs are one matrix product. More examples are dealt into batches as in
+    `cka`, with one matrix product for each: time grows with the examples, and memory does not. ``2 b^2`` bytes for each
+    layer and checkpoint with b examples in a batch, and up to 192 MB of samples. No intervals: ask `cka` of pairs that
+    matter.
     """
     one_of("positions", positions, POSITIONS)
+    require_count("batch_size", batch_size, LEAST_BATCH)
     sides = [_items(data)] + ([] if other is None else [_items(other)])
     first = next(iter(sides[0].values()))
     n = first.sizes[EXAMPLE]
@@ -68,27 +85,42 @@ def cka_matrix(
             if acts.sizes[EXAMPLE] != n or not np.array_equal(acts[EXAMPLE].values, first[EXAMPLE].values):
                 raise DimensionError(f"Layer {name!r} has other examples than the first: compare the same examples.")
     places = [[(name, step) for name, acts in side.items() for step in range(acts.sizes[CHECKPOINT])] for side in sides]
-    n_items = sum(map(len, places))
-    entries = n * (n - 1) // 2
-    check("cka_matrix", Projection(0, 0, 0.0, 1, 8 * n * n, 3, 4 * n_items * entries), allowed_nbytes(memory), ADVICE)
-    matrices, upper = np.empty((n_items, entries), np.float32), np.triu_indices(n, 1)
-    row = 0
-    for side, wanted in zip(sides, places, strict=True):
-        for name, step in wanted:
-            gram = u_centred(sample_products(side[name].isel({CHECKPOINT: step}), positions, memory))
-            matrices[row] = gram[upper]
-            row += 1
-    found = ratio(dependence(matrices))
+    arrays = [acts for side in sides for acts in side.values()]
+    batches = deal_batches(n, batch_size, seed, block_rows(arrays))
+    n_items, largest = sum(map(len, places)), max(map(len, batches))
+    entries, source = largest * (largest - 1) // 2, samples_nbytes(arrays, largest)
+    terms = Projection(source, source, 0.0, 1, 8 * largest**2, 3, 4 * n_items * entries)
+    check("cka_matrix", terms, allowed_nbytes(memory), ADVICE)
+    items = [side[name].isel({CHECKPOINT: step}) for side, wanted in zip(sides, places, strict=True)
+             for name, step in wanted]  # fmt: skip
+    products, kept = np.zeros((n_items, n_items)), np.empty((n_items, entries), np.float32)
+    sizes, units = np.zeros(n_items), np.zeros(n_items)
+    for rows in batches:
+        size, whole = len(rows), len(batches) == 1
+        matrices = kept[:, : size * (size - 1) // 2]
+        for place, acts in enumerate(items):
+            some = sample_products(acts, positions, memory) if whole else batch_products(acts, rows, positions, memory)
+            sizes[place] = u_centred_triangle(some, size, matrices[place])
+        # In units of the first batch's, which no ratio depends on: their squares could overflow.
+        units = np.where(units == 0, sizes, units)
+        weights = np.divide(sizes, units, out=np.zeros(n_items), where=units != 0)
+        products += np.outer(weights, weights) / (size * (size - 3)) * dependence(matrices)
+    found = ratio(products)
     split = len(places[0])
     block = found if other is None else found[:split, split:]
-    rows, columns = sides[0], sides[-1]
-    shape = [(len(side), max(acts.sizes[CHECKPOINT] for acts in side.values())) for side in (rows, columns)]
+    down, across = sides[0], sides[-1]
+    shape = [(len(side), max(acts.sizes[CHECKPOINT] for acts in side.values())) for side in (down, across)]
     cube = block.reshape(*shape[0], *shape[1])
     coords = {
-        LAYER: list(rows), CHECKPOINT: next(iter(rows.values()))[CHECKPOINT].values,
-        "other_layer": list(columns), "other_checkpoint": next(iter(columns.values()))[CHECKPOINT].values,
+        LAYER: list(down), CHECKPOINT: next(iter(down.values()))[CHECKPOINT].values,
+        "other_layer": list(across), "other_checkpoint": next(iter(across.values()))[CHECKPOINT].values,
     }  # fmt: skip
-    attrs = {"what": "debiased linear CKA", "n_examples": n, "positions": positions, "software": software()}
+    attrs = {
+        "what": "debiased linear CKA", "n_examples": n, "n_batches": len(batches), "n_runs": len(sides),
+        "positions": positions,
+        "parameters": json.dumps({"positions": positions, "batch_size": batch_size, "seed": seed}),
+        "software": software(),
+    }  # fmt: skip
     return xr.Dataset({"cka": ((LAYER, CHECKPOINT, "other_layer", "other_checkpoint"), cube)}, coords, attrs)
 
 

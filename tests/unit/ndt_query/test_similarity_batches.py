@@ -1,0 +1,195 @@
+"""More examples than a batch: the terms of batches add up to the formula's, in bounded memory, whatever the order."""
+
+import tracemalloc
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+import ndt_query as nq
+from ndt_query.kernels.similarity import deal_batches, u_centred, u_centred_triangle
+from ndt_store import open_store
+from ndt_store.errors import InvalidInputError
+from ndt_store.testing import simulate_store
+from ndt_store.views.samples import packed
+
+from .sources import CountingStorage, labelled
+from .test_similarity import array, by_formula, hsic
+
+
+def summed(x, y, batches):
+    """CKA of the paper: unbiased HSIC of each batch as Song et al. write it, added up before the ratio."""
+    terms = [[hsic(a[rows] @ a[rows].T, b[rows] @ b[rows].T) for a, b in ((x, y), (x, x), (y, y))] for rows in batches]
+    xy, xx, yy = np.sum(terms, axis=0)
+    return xy / np.sqrt(xx * yy)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "block"), [(17, 16, 1), (500, 64, 1), (500, 64, 7), (5000, 64, 40), (999, 64, 9)]
+)
+def test_batches__hold_every_example_once_and_are_about_equal(n, size, block):
+    batches = deal_batches(n, size, 3, block)
+    assert np.sort(np.concatenate(batches)).tolist() == list(range(n))
+    sizes = [len(rows) for rows in batches]
+    assert max(sizes) <= size
+    assert min(sizes) >= size / 2
+    assert all((np.diff(rows) > 0).all() for rows in batches)
+    again, other = deal_batches(n, size, 3, block), deal_batches(n, size, 4, block)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
+
+
+def test_batches__read_a_block_a_bounded_number_of_times_and_have_every_class_of_sorted_ones():
+    block = 160
+    for n in (50_000, 100_000):
+        batches = deal_batches(n, 1024, 0, block)
+        read = sum(len(np.unique(rows // block)) for rows in batches) / (n / block)
+        assert read < 6
+        classes = np.array([np.bincount(rows * 10 // n, minlength=10) / len(rows) for rows in batches])
+        assert np.abs(classes - 0.1).max() <= 2 / 32
+        assert (
+            classes.std() < np.sqrt(0.09 / 32) / 2
+        )  # runs dealt without regard to position would have this twice over
+
+
+def test_cka__in_batches_is_the_ratio_of_summed_terms(rng):
+    x = rng.standard_normal((150, 6)) + 2
+    y = x[:, :3] @ rng.standard_normal((3, 9)) + rng.standard_normal((150, 9))
+    x[:70] *= 3  # batches differ in size of their terms, so that a mean of ratios would be another
+    expected = summed(x, y, deal_batches(150, 40, 5))
+    found = nq.cka(array(x), array(y), batch_size=40, seed=5, n_permutations=9)
+    assert float(found["cka"]) == pytest.approx(expected, abs=1e-12)
+    assert found.attrs["n_batches"] == 4
+    matrix = nq.cka_matrix({"x": array(x), "y": array(y)}, batch_size=40, seed=5)["cka"]
+    assert float(matrix.sel(layer="x", other_layer="y").squeeze()) == pytest.approx(expected, abs=2e-6)
+    assert abs(by_formula(x, y) - expected) < 0.05
+
+
+def test_cka__up_to_a_batch_is_what_it_was(rng):
+    x, y = array(rng.standard_normal((40, 6))), array(rng.standard_normal((40, 5)))
+    assert nq.cka(x, y, batch_size=40).drop_attrs().identical(nq.cka(x, y).drop_attrs())
+
+
+def test_cka__in_batches_of_what_is_rotated_scaled_and_moved_is_one(rng):
+    x = rng.standard_normal((200, 7))
+    turned = 0.01 * x @ np.linalg.qr(rng.standard_normal((7, 7)))[0] + 300
+    found = nq.cka(array(x), array(turned), batch_size=50, n_permutations=99)
+    assert float(found["cka"]) == pytest.approx(1, abs=1e-9)
+    assert float(found["cka_low"]) == pytest.approx(1, abs=1e-6)
+    assert float(found["p_value"]) == pytest.approx(1 / 100)
+
+
+def test_cka__in_batches_of_independent_data_is_zero():
+    rng = np.random.default_rng(0)
+    draws = [(rng.standard_normal((128, 256)), rng.standard_normal((128, 256))) for _ in range(40)]
+    found = np.array([float(nq.cka(array(x), array(y), batch_size=32, n_permutations=1)["cka"]) for x, y in draws])
+    assert abs(found.mean()) < 3 * found.std() / 40**0.5
+    assert np.abs(found).max() < 0.1
+
+
+def test_null__shuffles_within_batches_as_its_formula_does(rng):
+    """The permuted terms of batches over the sizes of all: the same orders, through Song's formula."""
+    x, y = rng.standard_normal((60, 4)), rng.standard_normal((60, 3))
+    batches = deal_batches(60, 30, 2)
+    generator = np.random.default_rng(2)
+    orders = [np.stack([generator.permutation(30) for _ in range(5)]) for _ in batches]
+    expected = []
+    for draw in range(5):
+        moved = x.copy()
+        for rows, order in zip(batches, orders, strict=True):
+            moved[rows] = x[rows][order[draw]]
+        expected.append(summed(moved, y, batches))
+    found = nq.cka(array(x), array(y), batch_size=30, seed=2, n_permutations=5)
+    assert float(found["null_95"]) == pytest.approx(np.quantile(expected, 0.95), abs=1e-12)
+
+
+def test_sorted_classes__do_not_bias_cka():
+    """Two layers that hold the class and nothing else in common: contiguous batches would see none of it."""
+    rng = np.random.default_rng(3)
+    classes = np.arange(2000) // 200
+    means = rng.standard_normal((10, 5))
+    x, y = (mean[classes] + rng.standard_normal((2000, 5)) for mean in (means, means[:, ::-1]))
+    whole = by_formula(x, y)
+    contiguous = summed(x, y, np.array_split(np.arange(2000), 20))
+    lazily = [xr.DataArray(da.from_array(one, chunks=(40, 5)), dims=("example", "unit")) for one in (x, y)]
+    for pair in ((array(x), array(y)), lazily):
+        found = nq.cka(*pair, batch_size=100, n_permutations=1)
+        assert float(found["cka"]) == pytest.approx(whole, abs=0.03)
+        assert float(found["cka_low"]) < whole < float(found["cka_high"])
+    assert abs(contiguous) < 0.1 < whole - 0.2
+
+
+def test_batches_of_a_store__are_those_of_its_values(tmp_path):
+    storage = CountingStorage(tmp_path / "r.zarr")
+    layers = {"a": (8, 4, 4), "b": (5, 3, 3), "c": (6,)}
+    simulate_store(storage, checkpoints=(0, 10), n_examples=90, layers=layers, kinds=("activations",))
+    store = open_store(storage)
+    read = {name: store[name].activations.compute() for name in store.layers}
+    for positions in ("flatten", "mean"):
+        found = nq.cka_matrix(store, positions=positions, batch_size=32)
+        assert found.attrs["n_batches"] == 3
+        np.testing.assert_allclose(
+            found["cka"], nq.cka_matrix(read, positions=positions, batch_size=32)["cka"], atol=2e-6
+        )
+    pair = nq.cka(store["a"].sel(checkpoint=0), store["b"].sel(checkpoint=10), batch_size=32, n_permutations=1)
+    found = nq.cka_matrix(store, batch_size=32)["cka"]
+    assert float(pair["cka"]) == pytest.approx(float(found[0, 0, 1, 1]), abs=2e-6)
+    assert pair.attrs["layer"] == "a"
+    assert pair.attrs["other_layer"] == "b"
+    backwards = store["b"].sel(checkpoint=10).isel(example=slice(None, None, -1))
+    same = nq.cka(store["a"].sel(checkpoint=0), backwards, batch_size=32, n_permutations=1)
+    assert float(same["cka"]) == pytest.approx(float(pair["cka"]), abs=1e-9)
+
+
+def test_memory__does_not_grow_with_the_examples():
+    """Chunks are made when they are asked for, so that a peak is the query's own."""
+
+    def peak(n):
+        values = da.random.default_rng(0).standard_normal((1, n, 100), chunks=(1, 256, 100))
+        acts = xr.DataArray(values, {"checkpoint": [0], "example": np.arange(n)}, ("checkpoint", "example", "unit"))
+        tracemalloc.start()
+        with dask.config.set(scheduler="synchronous"):
+            nq.cka_matrix(acts, batch_size=256)
+            nq.cka(acts, acts, batch_size=256, n_groups=2, n_permutations=2)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(512)  # what is imported on the way
+    small, large = peak(1024), peak(3072)
+    assert large < 1.25 * small
+    assert large < 8 * 3072**2 / 8
+
+
+def test_triangle__is_u_centred_as_the_matrix_is(rng):
+    x = rng.standard_normal((30, 5)) * 1e-20
+    gram = x @ x.T
+    out = np.empty(30 * 29 // 2, np.float32)
+    size = u_centred_triangle(packed(gram), 30, out)
+    matrix, expected = u_centred(gram.copy())
+    assert size == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(out, matrix[np.triu_indices(30, 1)], atol=1e-8)
+    assert u_centred_triangle(packed(np.full((30, 30), 0.1)), 30, out) == 0
+    assert (out == 0).all()
+
+
+def test_what_varies_in_one_batch_alone_counts_there(rng):
+    x = np.zeros((64, 4))
+    batches = deal_batches(64, 32, 0)
+    x[batches[1]] = rng.standard_normal((32, 4))
+    y = rng.standard_normal((64, 4))
+    expected = nq.cka(array(x), array(y), batch_size=32)
+    assert float(expected["cka"]) == pytest.approx(summed(x, y, batches), abs=1e-12)
+    x[batches[0][0], 0] = np.nan
+    assert np.isnan(float(nq.cka(array(x), array(y), batch_size=32)["cka"]))
+    matrix = nq.cka_matrix({"x": labelled(x[None]), "y": labelled(y[None])}, batch_size=32)["cka"].squeeze()
+    assert np.isnan(matrix.values).tolist() == [[True, True], [True, False]]
+
+
+def test_batch_size__names_what_is_possible(rng):
+    x = array(rng.standard_normal((20, 4)))
+    for question in (lambda: nq.cka(x, x, batch_size=15), lambda: nq.cka_matrix({"x": x}, batch_size=15)):
+        with pytest.raises(InvalidInputError, match="batch_size=15 is not possible"):
+            question()
