@@ -1,16 +1,26 @@
 """Measures of how far classes have come apart equal scikit-learn's and closed forms, held out, in bounded memory."""
 
+import importlib
+
 import numpy as np
 import pytest
+import xarray as xr
 from sklearn.metrics import silhouette_samples
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 import ndt_query as nq
 from ndt_query.kernels import manifolds
 from ndt_query.kernels.manifolds import class_dimension, scatter_ratio, silhouettes, two_nearest, two_nn
 from ndt_store.errors import InvalidInputError, MemoryBudgetError, NotFoundError
+from ndt_store.views.blocks import as_block
 
 from .sources import labelled
+
+module = importlib.import_module("ndt_query.disentanglement")  # the package hands on the function of that name
 
 
 @pytest.mark.parametrize("nbytes", [1 << 24, 8 * 90 * 7])
@@ -99,6 +109,43 @@ def test_disentanglement__is_what_its_parts_say(acts):
     flat = nq.disentanglement(acts, positions="flatten").sel(checkpoint=100)
     every = acts.sel(checkpoint=100).values.reshape(150, -1)
     assert float(flat["silhouette"]) == pytest.approx(silhouette_samples(every, codes).mean())
+
+
+def test_accuracy__is_that_of_a_cross_validation_by_scikit_learn(acts):
+    rng = np.random.default_rng(5)
+    wide = labelled(rng.standard_normal((1, 90, 120)) + 0.8 * np.eye(120)[np.arange(90) % 3])
+    for data in (acts.isel(checkpoint=[0]), wide):
+        samples = data.isel(checkpoint=0)
+        samples = samples.mean([dim for dim in ("y", "x") if dim in samples.dims]).values
+        codes = np.arange(len(samples)) % 3
+        machine = make_pipeline(StandardScaler(), LinearSVC(random_state=0))
+        folds = StratifiedKFold(5, shuffle=True, random_state=0)
+        predicted = cross_val_predict(machine, samples, codes, cv=folds)
+        assert float(nq.disentanglement(data)["accuracy"][0]) == (predicted == codes).mean()
+
+
+def test_class_dimension_of_a_layer__is_that_of_a_dense_covariance(acts):
+    found = nq.disentanglement(acts).sel(checkpoint=100)["class_dimension"].values
+    mean = acts.sel(checkpoint=100).mean(("y", "x")).values
+    for one in range(3):
+        values = np.linalg.eigvalsh(np.cov(mean[np.arange(150) % 3 == one].T))[::-1]
+        assert found[one] == np.argmax(values.cumsum() / values.sum() >= 0.95) + 1
+
+
+def test_samples__are_the_same_whatever_run_of_examples_is_read(acts, monkeypatch):
+    whole = nq.disentanglement(acts)
+    lazy = acts.chunk({"checkpoint": 1, "example": 16})
+    monkeypatch.setattr(module, "BLOCK_NBYTES", 1)
+    read = []
+
+    def noted(values, n_before):
+        read.append(values.shape[1])
+        return as_block(values, n_before)
+
+    monkeypatch.setattr(module, "as_block", noted)
+    xr.testing.assert_allclose(nq.disentanglement(lazy).drop_attrs(), whole.drop_attrs())
+    assert max(read) == 16
+    assert sum(read) == 300
 
 
 def test_classes_are_compared_at_equal_numbers(rng):
