@@ -7,10 +7,9 @@ import xarray as xr
 import ndt_query as nq
 from benchmarks.jump_series import NULLS, PLANTED
 from benchmarks.jump_tables import outcome
+from benchmarks.old_ways import global_z, trailing_z
 from ndt_query.kernels import stepsearch
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
-
-from .old_detectors import global_z, trailing_z
 
 STEPS = np.arange(200) * 5
 
