@@ -270,7 +270,8 @@ def _key(axes: Axes, drawn: Axes, parts: Mapping[str, xr.Dataset]) -> None:
     handles, labels = drawn.get_legend_handles_labels()
     n = len(labels)
     some = range(n) if n <= MOST_NAMED else np.linspace(0, n - 1, MOST_NAMED).round().astype(int)
-    control = mpl.patches.Patch(color=SHADE, alpha=0.7, linewidth=0)
+    shade = mpl.patches.Patch(color=SHADE, alpha=0.7, linewidth=0)
+    control = (shade, mpl.lines.Line2D([], [], color=GREY, linewidth=0.8, linestyle=":"))
     axes.legend([*(handles[place] for place in some), control], [*(labels[place] for place in some), "shuffled labels"],
                 loc="upper left", borderaxespad=0, ncols=1 if len(some) < 8 else 2, columnspacing=0.8,
                 handlelength=1.2, fontsize=6.5)  # fmt: skip

@@ -56,9 +56,9 @@ def test_planted_changes__are_found_and_gradual_ones_and_noise_are_not_sudden():
 @pytest.mark.parametrize("n", [20, 50])
 @pytest.mark.parametrize("kind", KINDS)
 def test_series_without_a_sudden_change__are_called_so_in_at_most_the_nominal_share(kind, n):
-    i = np.broadcast_to(np.arange(n), (200, n))
+    i = np.broadcast_to(np.arange(n), (100, n))
     called = verdict_by_series(KINDS[kind](i, np.random.default_rng(2)))
-    assert (called == "sudden").mean() <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+    assert (called == "sudden").mean() <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 100)
 
 
 @pytest.mark.slow
