@@ -23,6 +23,9 @@ MANY: Final = 4000
 
 COLUMNS: Final = 250
 EIGENVALUES: Final = 0.7 ** np.arange(12)
+MIXED: Final = np.random.default_rng(1).standard_normal((2, 3, 8))
+"""What three factors add to each of eight units, on two sides."""
+
 WRONG_BEFORE, WRONG_AFTER = 0.1, 0.2
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -124,6 +127,34 @@ def of_no_composition(n: int, p: int, q: int) -> float:
     dims = ("checkpoint", "example", "unit")
     found = nq.compose(xr.DataArray(early, dims=dims), xr.DataArray(late, dims=dims), interval="none")
     return float((found["q_value"] <= 0.05).any("unit").mean())
+
+
+def similarities(n: int, batch_size: int, shared: bool, n_permutations: int) -> list[xr.Dataset]:
+    """CKA of eight units each with eight others, which have three factors in common with them or nothing."""
+    rng = np.random.default_rng(SEED)
+    found = []
+    for _ in range(DRAWS):
+        z, noise = rng.standard_normal((n, 3)), rng.standard_normal((2, n, 8))
+        pair = [
+            xr.DataArray(z @ mix * shared + one, dims=("example", "unit"))
+            for mix, one in zip(MIXED, noise, strict=True)
+        ]
+        found.append(nq.cka(*pair, batch_size=batch_size, n_permutations=n_permutations))
+    return found
+
+
+def of_similarity(n: int, batch_size: int) -> float:
+    """Jackknife interval of CKA, whose truth follows from the covariances."""
+    one, other = MIXED
+    own = [np.sum((mix.T @ mix + np.eye(8)) ** 2) for mix in MIXED]
+    truth = np.sum((one.T @ other) ** 2) / np.sqrt(own[0] * own[1])
+    found = similarities(n, batch_size, True, 1)
+    return float(np.mean([float(one["cka_low"]) <= truth <= float(one["cka_high"]) for one in found]))
+
+
+def of_no_similarity(n: int, batch_size: int) -> float:
+    """Share of draws of independent units whose p value is 5% or less."""
+    return float(np.mean([float(one["p_value"]) <= 0.05 for one in similarities(n, batch_size, False, 99)]))
 
 
 def autoregressive(rho: float, *shape: int) -> Array:
