@@ -1,5 +1,6 @@
 from . import plot
 from .activity import neuron_importance, unit_moments
+from .anomalies import gradient_anomalies
 from .attention import attention_distance, attention_entropy, attention_sparsity, mean_pattern
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
 from .components import pca
@@ -10,6 +11,7 @@ from .firing import dead_units, newly_active_units
 from .flow import attention_flow, attention_rollout, flow_metrics
 from .gallery import cam_gallery
 from .geometry import dimensionality
+from .gradients import gradient_flow
 from .graphml import write_graphml
 from .graphs import compose_pairs, composition_graph
 from .growth import fit_growth
@@ -98,6 +100,8 @@ __all__ = [
     "fit_growth",
     "flow_metrics",
     "grad_cam",
+    "gradient_anomalies",
+    "gradient_flow",
     "head_categories",
     "head_importance",
     "head_specialisation",

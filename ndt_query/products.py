@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import Final
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Final, cast
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from ndt_query.asked import Asked, asked_of
 from ndt_query.budget import allowed_nbytes, n_threads
@@ -17,10 +19,10 @@ from ndt_query.inputs import canonical
 from ndt_store.dims import CHECKPOINT, EXAMPLE, UNIT
 from ndt_store.errors import InvalidInputError, StorageError
 from ndt_store.views.blocks import as_block, as_float
-from ndt_store.views.gram import SampleGram, sample_gram
+from ndt_store.views.gram import SampleGram, add_products, finished
 from ndt_store.views.gram_build import RUN_NBYTES, TILE_NBYTES, make_gram
 from ndt_store.views.gram_view import GRAM_VIEWS, too_large
-from ndt_store.views.samples import on_samples, packed, sample_rows, unpacked
+from ndt_store.views.samples import on_samples, packed, sample_mean, sample_rows, unpacked
 from ndt_store.views.shelf import keep, load
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "POSITIONS",
     "batch_products",
     "block_rows",
+    "one_blas_thread",
     "require_enough",
     "sample_products",
     "samples_nbytes",
@@ -123,4 +126,16 @@ def _of_values(acts: xr.DataArray, positions: str) -> F64:
     axes = [str(dim) for dim in ordered.dims]
     values = np.asarray(ordered.compute().values)
     rows = sample_rows(as_float(as_block(values, axes.index(UNIT) - 2)), positions)
-    return sample_gram(rows.reshape(rows.shape[1], -1)).products
+    samples = rows.reshape(rows.shape[1], -1)
+    about, products, with_about = sample_mean(samples), np.zeros((len(samples),) * 2), np.zeros(len(samples))
+    with ThreadPoolExecutor(n_threads(), thread_name_prefix="ndt-gram") as pool:
+        nan_count = add_products(products, samples, None, about, with_about, pool)
+    return finished(products, with_about, about, nan_count).products
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Limit BLAS to one thread: products have threads of their own, and what follows is too small for more.
+
+    More threads than idle cores wait for each other, for ten times as long as all the work takes.
+    """
+    return cast("AbstractContextManager[Any]", ThreadpoolController().limit(limits=1, user_api="blas"))

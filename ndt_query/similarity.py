@@ -23,6 +23,7 @@ from ndt_query.products import (
     POSITIONS,
     batch_products,
     block_rows,
+    one_blas_thread,
     require_enough,
     sample_products,
     samples_nbytes,
@@ -130,14 +131,15 @@ def cka(
         return unpacked(some, len(rows))
 
     rows_of = []
-    for x, y in pairs:
-        rng = np.random.default_rng(seed)
-        n_left_out = min(n_groups, min(map(len, batches)) // 4)
-        sums = Dependence(n_left_out, n_permutations)
-        for rows in batches:
-            orders = np.stack([rng.permutation(len(rows)) for _ in range(n_permutations)])
-            sums.add(products(x, rows), products(y, rows), deal(len(rows), n_left_out, seed), orders)
-        rows_of.append(_told(*sums.found(), level))
+    with one_blas_thread():
+        for x, y in pairs:
+            rng = np.random.default_rng(seed)
+            n_left_out = min(n_groups, min(map(len, batches)) // 4)
+            sums = Dependence(n_left_out, n_permutations)
+            for rows in batches:
+                orders = np.stack([rng.permutation(len(rows)) for _ in range(n_permutations)])
+                sums.add(products(x, rows), products(y, rows), deal(len(rows), n_left_out, seed), orders)
+            rows_of.append(_told(*sums.found(), level))
     found = {name: np.array([row[name] for row in rows_of]) for name in rows_of[0]}
     parameters = {
         "positions": positions, "n_groups": n_groups, "n_permutations": n_permutations, "confidence": level,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ndt_query.budget import Projection, allowed_nbytes, check
 from ndt_query.inputs import canonical, one_of, require_count
@@ -19,6 +20,7 @@ from ndt_query.products import (
     POSITIONS,
     batch_products,
     block_rows,
+    one_blas_thread,
     require_enough,
     sample_products,
     samples_nbytes,
@@ -93,19 +95,7 @@ def cka_matrix(
     check("cka_matrix", terms, allowed_nbytes(memory), ADVICE)
     items = [side[name].isel({CHECKPOINT: step}) for side, wanted in zip(sides, places, strict=True)
              for name, step in wanted]  # fmt: skip
-    products, kept = np.zeros((n_items, n_items)), np.empty((n_items, entries), np.float32)
-    sizes, units = np.zeros(n_items), np.zeros(n_items)
-    for rows in batches:
-        size, whole = len(rows), len(batches) == 1
-        matrices = kept[:, : size * (size - 1) // 2]
-        for place, acts in enumerate(items):
-            some = sample_products(acts, positions, memory) if whole else batch_products(acts, rows, positions, memory)
-            sizes[place] = u_centred_triangle(some, size, matrices[place])
-        # In units of the first batch's, which no ratio depends on: their squares could overflow.
-        units = np.where(units == 0, sizes, units)
-        weights = np.divide(sizes, units, out=np.zeros(n_items), where=units != 0)
-        products += np.outer(weights, weights) / (size * (size - 3)) * dependence(matrices)
-    found = ratio(products)
+    found = ratio(_added_up(items, batches, positions, memory))
     split = len(places[0])
     block = found if other is None else found[:split, split:]
     down, across = sides[0], sides[-1]
@@ -122,6 +112,30 @@ def cka_matrix(
         "software": software(),
     }  # fmt: skip
     return xr.Dataset({"cka": ((LAYER, CHECKPOINT, "other_layer", "other_checkpoint"), cube)}, coords, attrs)
+
+
+def _added_up(
+    items: list[xr.DataArray], batches: list[NDArray[np.intp]], positions: str, memory: int | str | None
+) -> NDArray[np.float64]:
+    """Add up the unbiased HSIC of every two items (item, item) over batches, in units of each item that cancel."""
+    largest, whole = max(map(len, batches)), len(batches) == 1
+    kept = np.empty((len(items), largest * (largest - 1) // 2), np.float32)
+    found, sizes, units = np.zeros((len(items),) * 2), np.zeros(len(items)), np.zeros(len(items))
+
+    def products(acts: xr.DataArray, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        return sample_products(acts, positions, memory) if whole else batch_products(acts, rows, positions, memory)
+
+    with one_blas_thread():
+        for rows in batches:
+            n = len(rows)
+            matrices = kept[:, : n * (n - 1) // 2]
+            for place, acts in enumerate(items):
+                sizes[place] = u_centred_triangle(products(acts, rows), n, matrices[place])
+            # The first batch's sizes are the units: squares of the sizes themselves could overflow.
+            units = np.where(units == 0, sizes, units)
+            weights = np.divide(sizes, units, out=np.zeros(len(items)), where=units != 0)
+            found += np.outer(weights, weights) / (n * (n - 3)) * dependence(matrices)
+    return found
 
 
 def _items(data: Any) -> dict[str, xr.DataArray]:

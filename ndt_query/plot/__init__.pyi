@@ -5,6 +5,7 @@ from .composition import composed_share, composition
 from .curves import growth, smoothness
 from .flow import attention_flow, bottlenecks
 from .geometry import components, disentanglement, subspace_drift, subspace_overlap
+from .gradients import gradient_anomalies, gradient_flow
 from .graphs import composition_graph
 from .heads import head_clusters, head_importance
 from .interventions import interventions
@@ -34,6 +35,8 @@ __all__ = [
     "dimensionality",
     "disentanglement",
     "emergence",
+    "gradient_anomalies",
+    "gradient_flow",
     "growth",
     "head_clusters",
     "head_importance",
