@@ -76,12 +76,16 @@ def subspace_overlap(result: Result) -> Figure:
         _tick_checkpoints(axes, steps, place % n_columns == 0)
         if place + n_columns >= len(parts):
             axes.set_xlabel("checkpoint")
-    for axes in list(grid.flat)[len(parts) :]:
-        axes.set_axis_off()
+    _blank(grid, len(parts))
     bar = figure.colorbar(image, ax=grid, shrink=0.9 if n_rows == 1 else 0.5, pad=0.02)
     bar.set_label("overlap of subspaces")
     bar.outline.set_linewidth(0.4)
     return figure
+
+
+def _blank(grid: Any, used: int) -> None:
+    for axes in list(grid.flat)[used:]:
+        axes.set_axis_off()
 
 
 def _tick_checkpoints(axes: Axes, steps: NDArray[Any], named: bool) -> None:
@@ -119,7 +123,6 @@ def subspace_drift(result: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     height = max(2.5, 0.9 + 0.2 * len(parts))
     figure = Figure(figsize=(DOUBLE_COLUMN, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    steps = next(iter(parts.values()))["after"].values
     for level in sorted({1 - float(part["chance"]) for part in parts.values()}):
         left.axhline(level, color=GREY, linestyle="--", linewidth=0.7)
     left.plot([], [], color=GREY, linestyle="--", linewidth=0.7, label="random subspaces")
@@ -127,7 +130,7 @@ def subspace_drift(result: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
         left.plot(part["after"].values, part["drift"].values, marker="o", color=colours[name])
     left.set_ylim(0, 1.02)
     left.set_ylabel("drift since the checkpoint before")
-    step_axis(left, steps, 3.6)
+    step_axis(left, next(iter(parts.values()))["after"].values, 3.6)
     left.legend(loc="upper right", borderaxespad=0.1)
     for place, (name, part) in enumerate(parts.items()):
         score, null, p = (float(part[one]) for one in ("smoothness", "null_05", "p_value"))
@@ -185,8 +188,7 @@ def components(result: Result) -> Figure:
             axes.set_xlabel("components")
         if place % n_columns == 0:
             axes.set_ylabel("of the variance")
-    for axes in list(grid.flat)[len(parts) :]:
-        axes.set_axis_off()
+    _blank(grid, len(parts))
     steps = max((part[CHECKPOINT].values for part in parts.values()), key=len)
     shown = mpl.colors.ListedColormap(scale(np.linspace(0, 0.92, max(2, most))))
     colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(-0.5, max(2, most) - 0.5), shown)
@@ -275,25 +277,23 @@ def _key(axes: Axes, drawn: Axes, parts: Mapping[str, xr.Dataset]) -> None:
     axes.legend([*(handles[place] for place in some), control], [*(labels[place] for place in some), "shuffled labels"],
                 loc="upper left", borderaxespad=0, ncols=1 if len(some) < 8 else 2, columnspacing=0.8,
                 handlelength=1.2, fontsize=6.5)  # fmt: skip
-    first = next(iter(parts.values()))
-    confidence = json.loads(first.attrs.get("parameters", "{}")).get("confidence")
-    n_examples = first.attrs.get("n_examples", "")
+    attrs = next(iter(parts.values())).attrs
+    confidence = json.loads(attrs.get("parameters", "{}")).get("confidence")
     if confidence is not None:
-        text = f"{confidence:.0%} intervals over {n_examples} examples"
+        text = f"{confidence:.0%} intervals over {attrs.get('n_examples', '')} examples"
         axes.text(0, 0, text, transform=axes.transAxes, fontsize=6.5, color=GREY)
 
 
 def _parts(result: Any, needed: str, source: str, over: str = CHECKPOINT) -> dict[str, xr.Dataset]:
     """Split by layer, and see that it is the right result."""
-    if over != CHECKPOINT:
-        if not isinstance(result, xr.Dataset):
-            parts = dict(result)
-        elif LAYER in result.dims:
-            parts = {str(name): result.sel({LAYER: name}) for name in result[LAYER].values}
-        else:
-            parts = {str(result.attrs.get(LAYER, "layer")): result}
-    else:
+    if over == CHECKPOINT:
         parts = results_by_layer(result)
+    elif not isinstance(result, xr.Dataset):
+        parts = dict(result)
+    elif LAYER in result.dims:
+        parts = {str(name): result.sel({LAYER: name}) for name in result[LAYER].values}
+    else:
+        parts = {str(result.attrs.get(LAYER, "layer")): result}
     for part in parts.values():
         if needed not in part or over not in part.dims:
             raise DimensionError(f"The result has no {needed} over {over}: pass that of {source}.")
