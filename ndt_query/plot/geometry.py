@@ -120,8 +120,7 @@ def subspace_drift(result: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     """
     parts = _parts(result, "smoothness", "subspace_drift", over="transition")
     colours = layer_colours(list(parts))
-    height = max(2.5, 0.9 + 0.2 * len(parts))
-    figure = Figure(figsize=(DOUBLE_COLUMN, height), layout="constrained")
+    figure = Figure(figsize=(DOUBLE_COLUMN, max(2.5, 0.9 + 0.2 * len(parts))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
     for level in sorted({1 - float(part["chance"]) for part in parts.values()}):
         left.axhline(level, color=GREY, linestyle="--", linewidth=0.7)
