@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, overload, r
 import numpy as np
 import xarray as xr
 
+from ndt_query.multirun import over_runs
 from ndt_store.dims import (
     ACTIVATIONS,
     ATTENTIONS,
@@ -29,6 +30,7 @@ from ndt_store.dims import (
     UNIT,
 )
 from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store.runs import Runs
 
 __all__ = [
     "OneLayer",
@@ -62,7 +64,7 @@ class StoreLike(Protocol):
 
 
 OneLayer: TypeAlias = xr.DataArray | xr.Dataset
-Whole: TypeAlias = StoreLike | xr.DataTree | Mapping[str, xr.DataArray] | Mapping[str, xr.Dataset]
+Whole: TypeAlias = StoreLike | Runs | xr.DataTree | Mapping[str, xr.DataArray] | Mapping[str, xr.Dataset]
 
 
 RootLike: TypeAlias = StoreLike | xr.DataTree | xr.Dataset
@@ -115,6 +117,9 @@ def per_unit(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> Pe
     def ask(data: Any, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset | xr.DataTree:
         if isinstance(data, xr.DataArray | xr.Dataset):
             return question(activations_of(data), *args, **kwargs)
+        if isinstance(data, Runs):
+            tree: xr.DataTree = over_runs(data, lambda run: ask(run, *args, **kwargs))
+            return tree
         layers = dict(each_layer(data))
         _require_apart(layers)
         return xr.DataTree.from_dict({layer: question(acts, *args, **kwargs) for layer, acts in layers.items()})
@@ -129,6 +134,9 @@ def per_layer(question: Callable[Concatenate[xr.DataArray, P], xr.Dataset]) -> P
     def ask(data: Any, *args: P.args, **kwargs: P.kwargs) -> xr.Dataset:
         if isinstance(data, xr.DataArray | xr.Dataset):
             return question(activations_of(data), *args, **kwargs)
+        if isinstance(data, Runs):
+            found: xr.Dataset = over_runs(data, lambda run: ask(run, *args, **kwargs))
+            return found
         answers = {layer: question(acts, *args, **kwargs) for layer, acts in each_layer(data)}
         return _stacked(answers)
 

@@ -16,6 +16,7 @@ from .errors import (
 )
 from .experiments import write_experiment
 from .reader import Store, open_store, open_training
+from .runs import Runs, open_runs
 from .schema import ArraySpec, Schema
 from .series import SeriesWriter
 from .series_plan import Column
@@ -40,6 +41,7 @@ __all__ = [
     "NdtError",
     "NotFoundError",
     "ResumeMismatchError",
+    "Runs",
     "Schema",
     "SchemaError",
     "SeriesWriter",
@@ -50,6 +52,7 @@ __all__ = [
     "VerifyReport",
     "ViewWarning",
     "index_store",
+    "open_runs",
     "open_store",
     "open_training",
     "verify",

@@ -38,6 +38,7 @@ LAYER_ARRAYS: Final = (*KINDS, *SUMMARY_KINDS)
 """Names of the arrays that a layer may have."""
 
 STEP: Final = "step"
+RUN: Final = "run"
 
 PARAMETERS: Final = "parameters"
 """Asked for as a kind: what the loss of the whole probe set says to each parameter, `PARAMETER_ARRAYS`."""
