@@ -3,6 +3,7 @@ from .activity import neuron_importance, unit_moments
 from .anomalies import gradient_anomalies
 from .attention import attention_distance, attention_entropy, attention_sparsity, mean_pattern
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
+from .compare import compare_groups, compare_runs
 from .components import pca
 from .composition import compose
 from .disentanglement import disentanglement
@@ -86,6 +87,8 @@ __all__ = [
     "cluster_evolution",
     "cluster_heads",
     "cnn_study",
+    "compare_groups",
+    "compare_runs",
     "compose",
     "compose_pairs",
     "composition_graph",

@@ -1,0 +1,212 @@
+"""Runs compared: dimension over training, jumps, separability at the end, and how many examples learning took."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ndt_query.inputs import one_of
+from ndt_query.intervals import mean_ci, require_level
+from ndt_query.kernels.curves import resampled
+from ndt_query.layers import software
+from ndt_query.one_run import FRACTIONS, Align, layer_of, one_run
+from ndt_store.dims import LAYER, RUN
+from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store.reader import Store, open_store
+from ndt_store.runs import Runs
+from ndt_store.views.spectrum import MEASURES
+
+__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs"]
+
+F64 = NDArray[np.float64]
+AT: Final = "at"
+N_POINTS: Final = 100
+SCALARS: Final[Mapping[str, str]] = {
+    "final_accuracy": "accuracy on the probe set at the last checkpoint",
+    "final_loss": "loss on the probe set at the last checkpoint, nats",
+    "area": "mean accuracy over the examples seen",
+    "n_jumps": "jumps of dimension, all tracked layers together",
+    "largest_jump": "largest jump, in standard deviations of the noise",
+    "growth_r2": "share of the variance of the dimension that a logistic curve explains",
+    "dimension_final": "dimension at the last measurement",
+    "separability_accuracy": "linear accuracy on held-out examples at the last checkpoint",
+    "separability_silhouette": "silhouette of classes at the last checkpoint",
+    "separability_separation": "scatter between classes over that within, at the last checkpoint",
+    "separability_intrinsic_dimension": "TwoNN dimension at the last checkpoint",
+}
+"""Numbers of a run that groups are compared by."""
+
+
+def compare_runs(
+    stores: Runs | Mapping[str, Store] | Sequence[Store | str | os.PathLike[str]],
+    *,
+    groups: Sequence[str] | None = None,
+    layer: str | Mapping[str, str] | None = None,
+    by: Align = "step",
+    measure: str = "participation_ratio",
+    confidence: float = 0.95,
+    seed: int = 0,
+    memory: int | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> xr.Dataset:
+    """Compare any number of runs, of one architecture or of several.
+
+    Parameters
+    ----------
+    stores : Runs, mapping of str to Store, or sequence of Store or path
+        The runs; of a sequence the names are those of the files.
+    groups : sequence of str, optional
+        To which group each run belongs; by default the model that its store names, so that seeds of it are a group.
+    layer : str or mapping of run to str, optional
+        Whose dimension and separability are compared; by default the last layer before the class scores.
+    by : {"step", "examples", "loss"}
+        What trajectories are aligned by: training steps, examples seen (steps times batch), or the least validation
+        loss so far, so that runs are compared where they had learned as much.
+    measure : str
+        Of dimension.
+    confidence : float
+        Level of all intervals.
+    seed : int
+        Of folds, nulls and resamples.
+    memory : int or str, optional
+        Budget of each query, see `ndt_query.budget`.
+    progress : callable, optional
+        Called as ``progress(done, total)`` after each run.
+
+    Returns
+    -------
+    Dataset
+        Over ``run``, with the coordinates ``group`` and ``layer``:
+
+        `SCALARS`
+            ``final_accuracy`` with ``_low`` and ``_high``, ``final_loss``; ``area``, mean accuracy over the examples
+            seen; ``n_jumps`` in ``n_tracked_layers`` layers, ``largest_jump`` and ``first_jump_phase``; ``growth_r2``
+            of the dimension; ``separability_...`` as of `disentanglement` at the last checkpoint. NaN where a run was
+            not tracked, or nothing grows.
+        ``examples_to`` (run, fraction)
+            Examples seen when accuracy first reached this fraction of its final value, the median of the last 5% of
+            measurements; a running median of five is compared.
+        ``dimension``, ``learned`` (run, at)
+            `measure` of the layer, and accuracy, interpolated at 100 places that all runs reached. Accuracy is that on
+            the validation set where training was tracked, else on the probe set.
+
+        ``at`` is in the units of `by`, logarithmic for steps and examples.
+
+    Raises
+    ------
+    NotFoundError
+        A store, a layer, or what a run was captured with is not there.
+    InvalidInputError
+        There are fewer than two runs, groups are not as many, or batches are not known where `by` asks for examples.
+
+    Notes
+    -----
+    Nothing is tested here: with seeds as the independent things, `compare_groups` gives means with intervals. Costs a
+    separability of one layer and a search for jumps of each run, some seconds.
+    """
+    one_of("by", by, ("step", "examples", "loss"))
+    one_of("measure", measure, MEASURES)
+    level = require_level(confidence)
+    named = _named(stores)
+    found: dict[str, dict[str, Any]] = {}
+    for done, (name, store) in enumerate(named.items(), 1):
+        chosen = layer_of(store, layer.get(name) if isinstance(layer, Mapping) else layer)
+        found[name] = one_run(store, chosen, by, measure, level, seed, memory)
+        if progress is not None:
+            progress(done, len(named))
+    called = [one["group"] for one in found.values()] if groups is None else [str(one) for one in groups]
+    if len(called) != len(found):
+        raise InvalidInputError(f"groups are {called} for {len(found)} runs: give one for each.")
+    grid = _grid([one["places"] for one in found.values()], by)
+    result = xr.Dataset(
+        {
+            **{key: (RUN, np.array([one[key] for one in found.values()], np.float64)) for key in _numbers(found)},
+            "examples_to": ((RUN, "fraction"), np.array([one["examples_to"] for one in found.values()])),
+            **{
+                key: ((RUN, AT), np.array([resampled(one["places"], one[key], grid) for one in found.values()]))
+                for key in ("dimension", "learned")
+            },
+        },
+        {
+            RUN: list(found), "group": (RUN, called), LAYER: (RUN, [one["layer"] for one in found.values()]),
+            "fraction": list(FRACTIONS), AT: grid,
+        },
+    )  # fmt: skip
+    for key, text in SCALARS.items():
+        result[key].attrs["long_name"] = text
+    parameters = {"by": by, "measure": measure, "confidence": confidence, "seed": seed}
+    result.attrs = {"what": "runs compared", "parameters": json.dumps(parameters), "software": software()}
+    return result
+
+
+def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Dataset:
+    """Average what is said of runs over the runs of each group.
+
+    Parameters
+    ----------
+    comparison : Dataset (run)
+        From `compare_runs`.
+    confidence : float
+        Level of the intervals.
+
+    Returns
+    -------
+    Dataset (group)
+        Each of `SCALARS`, and ``examples_to`` (group, fraction): the mean over runs, with ``_low`` and ``_high``,
+        Student's t over runs; NaN for a group of one. ``n_runs`` (group).
+
+    Raises
+    ------
+    NotFoundError
+        The Dataset is another one.
+    """
+    if "group" not in comparison.coords or "examples_to" not in comparison:
+        raise NotFoundError("The Dataset has no group and examples_to: pass that of compare_runs.")
+    names = list(dict.fromkeys(str(one) for one in comparison["group"].values))
+    variables: dict[str, Any] = {}
+    for key in (*SCALARS, "examples_to"):
+        rest = comparison[key].dims[1:]
+        made = [
+            mean_ci(comparison[key].values[comparison["group"].values == name], confidence=confidence) for name in names
+        ]
+        for end, part in (("", "estimate"), ("_low", "low"), ("_high", "high")):
+            variables[f"{key}{end}"] = (("group", *rest), np.stack([getattr(one, part) for one in made]))
+    counts = [int((comparison["group"].values == name).sum()) for name in names]
+    found = xr.Dataset(variables | {"n_runs": ("group", counts)}, {"group": names, "fraction": comparison["fraction"]})
+    return found.assign_attrs({**comparison.attrs, "what": "groups of runs compared"})
+
+
+def _named(stores: Any) -> dict[str, Store]:
+    if isinstance(stores, Runs):
+        return dict(stores.stores)
+    if isinstance(stores, Mapping):
+        found = dict(stores)
+    else:
+        opened = [one if isinstance(one, Store) else open_store(one) for one in stores]
+        found = {Path(one.path).name.removesuffix(".zarr"): one for one in opened}
+        if len(found) < len(opened):
+            found = {one.path: one for one in opened}
+    if len(found) < 2:
+        raise InvalidInputError(f"There is {len(found)} run: a comparison needs two or more.")
+    return found
+
+
+def _numbers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [key for key, value in next(iter(found.values())).items() if isinstance(value, float)]
+
+
+def _grid(places: Sequence[F64], by: Align) -> F64:
+    """Places that every run reached, in order."""
+    low, high = max(one.min() for one in places), min(one.max() for one in places)
+    if not low < high:
+        raise InvalidInputError(f"The runs share no {by}: align them by another of step, examples and loss.")
+    if by == "loss":
+        return np.linspace(low, high, N_POINTS)
+    return np.expm1(np.linspace(np.log1p(low), np.log1p(high), N_POINTS))

@@ -1,0 +1,60 @@
+"""Curves of learning: when a level is first reached, the mean below a curve, and values at other places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["area", "first_reached", "resampled", "smooth"]
+
+F64 = NDArray[np.float64]
+
+WIDTH: Final = 5
+LAST_SHARE: Final = 0.05
+
+
+def smooth(values: F64) -> F64:
+    """Return the running median of five, of fewer at the ends; NaN is passed over."""
+    half = WIDTH // 2
+    padded = np.pad(values, half, constant_values=math.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WIDTH)
+    return np.array([np.median(one[~np.isnan(one)]) if (~np.isnan(one)).any() else math.nan for one in windows])
+
+
+def first_reached(places: F64, values: F64, fractions: Sequence[float]) -> F64:
+    """Place at which a smoothed curve first reached fractions of its final value, by linear interpolation.
+
+    The final value is the median of the last 5% of values, five at least. NaN where it never got there.
+    """
+    curve = smooth(values)
+    final = float(np.median(values[-max(WIDTH, math.ceil(LAST_SHARE * len(values))) :]))
+    found = np.full(len(fractions), math.nan)
+    for n, fraction in enumerate(fractions):
+        level = fraction * final
+        above = np.flatnonzero(curve >= level)
+        if not above.size:
+            continue
+        at = int(above[0])
+        if at == 0:
+            found[n] = places[0]
+            continue
+        share = (level - curve[at - 1]) / (curve[at] - curve[at - 1])
+        found[n] = places[at - 1] + share * (places[at] - places[at - 1])
+    return found
+
+
+def area(places: F64, values: F64) -> float:
+    """Mean of a curve over its places."""
+    reach = places[-1] - places[0]
+    return float(np.trapezoid(values, places) / reach) if reach > 0 else math.nan
+
+
+def resampled(places: F64, values: F64, grid: F64) -> F64:
+    """Values at other places, by linear interpolation; of places that stand still the last counts."""
+    keep = np.append(np.diff(places) > 0, True)
+    found: F64 = np.interp(grid, places[keep], values[keep])
+    return found

@@ -1,0 +1,121 @@
+"""One run in the numbers and curves that runs are compared by."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from ndt_query.disentanglement import disentanglement
+from ndt_query.geometry import dimensionality
+from ndt_query.growth import fit_growth
+from ndt_query.jump_moments import characterise_jumps
+from ndt_query.jumps import detect_jumps
+from ndt_query.kernels.curves import area, first_reached
+from ndt_query.layers import each_layer
+from ndt_query.performance import performance
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, LAYER, STEP, TRAINING_GROUP
+from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store.reader import Store
+
+__all__ = ["FRACTIONS", "Align", "layer_of", "one_run"]
+
+F64 = NDArray[np.float64]
+Align: TypeAlias = Literal["step", "examples", "loss"]
+
+FRACTIONS: Final = (0.5, 0.75, 0.9)
+LEAST_TRACKED: Final = 30
+SEPARABILITY: Final = (
+    "accuracy", "accuracy_low", "accuracy_high", "control", "silhouette", "silhouette_low", "silhouette_high",
+    "separation", "intrinsic_dimension",
+)  # fmt: skip
+
+
+def layer_of(store: Store, wanted: str | None) -> str:
+    """Return the layer to compare: by default the last before one as wide as there are classes."""
+    able = dict(each_layer(store))
+    if wanted is not None:
+        if wanted not in able:
+            raise NotFoundError(f"{store.path} has no activations of {wanted!r}: it has {', '.join(able)}.")
+        return wanted
+    names, n_classes = list(able), store.root.sizes.get("class", 0)
+    if len(names) > 1 and able[names[-1]].sizes.get("unit") == n_classes:
+        names.pop()
+    return names[-1]
+
+
+def one_run(
+    store: Store, layer: str, by: Align, measure: str, level: float, seed: int, memory: int | str | None
+) -> dict[str, Any]:
+    """Say of one run what runs are compared by; ``places`` are where its curves were measured, increasing."""
+    identity = store.provenance.get("identity", {})
+    last = performance(store, confidence=level).isel({CHECKPOINT: -1}).compute()
+    acts = store[layer][ACTIVATIONS].isel({CHECKPOINT: [-1]})
+    apart = disentanglement(acts, confidence=level, seed=seed, memory=memory).isel({CHECKPOINT: 0})
+    steps, dimension, accuracy, loss, jumped = _curves(store, layer, measure, seed, memory)
+    batch = dict(dict(identity.get("recipe", {})).get("training", {})).get("batch_size")
+    if batch is None and by == "examples":
+        raise InvalidInputError(
+            f"{store.path} does not say how many examples a step takes: it was not captured from a recipe; align by "
+            "step or loss."
+        )
+    examples = steps * float(batch if batch is not None else math.nan)
+    places = {"step": steps, "examples": examples, "loss": -np.minimum.accumulate(loss)}[by]
+    growth = fit_growth(dimension, steps, seed=seed, n_resamples=20, n_null=99)
+    return {
+        "group": str(identity.get("model", "")),
+        "layer": layer,
+        "final_accuracy": float(last["accuracy"]),
+        "final_accuracy_low": float(last["accuracy_low"]),
+        "final_accuracy_high": float(last["accuracy_high"]),
+        "final_loss": float(last["loss"]),
+        "area": area(steps, accuracy),
+        "growth_r2": float(growth["r2"]),
+        "dimension_final": float(dimension[-1]),
+        **{f"separability_{name}": float(apart[name]) for name in SEPARABILITY},
+        **jumped,
+        "examples_to": first_reached(examples, accuracy, FRACTIONS),
+        "places": places,
+        "dimension": dimension,
+        "learned": accuracy,
+    }
+
+
+def _curves(
+    store: Store, layer: str, measure: str, seed: int, memory: int | str | None
+) -> tuple[F64, F64, F64, F64, dict[str, float]]:
+    """Return steps, dimension, accuracy and loss, as tracked or at the checkpoints, and what jumps there are."""
+    if TRAINING_GROUP in store.catalogue.supplements:
+        training = store.training
+        if measure in training and layer in training[LAYER].values:
+            given = training[[measure, "validation_accuracy", "validation_loss"]]
+            rows = [given[measure].sel({LAYER: layer}), given["validation_accuracy"], given["validation_loss"]]
+            jumped = {"n_jumps": math.nan, "n_tracked_layers": float(training.sizes[LAYER])}
+            if training.sizes[STEP] >= LEAST_TRACKED:
+                jumped |= _jumps(detect_jumps(training, measure=measure, seed=seed))
+            values = [np.asarray(one.values, np.float64) for one in rows]
+            return training[STEP].values.astype(np.float64), values[0], values[1], values[2], _filled(jumped)
+    found = dimensionality(store[layer][ACTIVATIONS], interval="none", memory=memory)[measure].values
+    told = performance(store).compute()
+    return (
+        store.checkpoints.astype(np.float64), np.asarray(found, np.float64), told["accuracy"].values,
+        told["loss"].values, _filled({}),
+    )  # fmt: skip
+
+
+def _jumps(found: xr.Dataset) -> dict[str, float]:
+    n = found.sizes["jump"]
+    said = characterise_jumps(found)
+    return {
+        "n_jumps": float(n),
+        "largest_jump": float(np.abs(found["size_in_noise"]).max()) if n else 0.0,
+        "first_jump_phase": float(said["phase"].min()) if n else math.nan,
+    }
+
+
+def _filled(jumped: dict[str, float]) -> dict[str, float]:
+    names = ("n_jumps", "n_tracked_layers", "largest_jump", "first_jump_phase")
+    return {name: jumped.get(name, math.nan) for name in names}
