@@ -37,6 +37,7 @@ from .inference import (
 from .interventions import intervention_effects
 from .jump_moments import characterise_jumps, jump_schedule
 from .jumps import detect_jumps
+from .mlp_study import mlp_study
 from .moments import schedule_pairs
 from .performance import performance
 from .prediction import predict_specialisation
@@ -113,6 +114,7 @@ __all__ = [
     "jump_schedule",
     "mean_ci",
     "mean_pattern",
+    "mlp_study",
     "neuron_importance",
     "newly_active_units",
     "paired_permutation_test",

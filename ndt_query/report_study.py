@@ -1,4 +1,4 @@
-"""The part of a report that is the study of its kind of network: of a transformer, or of a CNN."""
+"""The part of a report that is the study of its kind of network: of a transformer, a CNN, or any other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ndt_query.layers import Whole
+from ndt_query.mlp_study import mlp_study
 from ndt_query.performance import NEEDED
 from ndt_query.study import cnn_study
 from ndt_query.study_pages import kind_of, study_files
@@ -38,7 +39,8 @@ def studied(
     ----------
     store : Store, DataTree or mapping of layers
         Studied if it is a Store with two checkpoints or more, labels of more than one class and predictions: as a
-        transformer where it holds attention patterns, as a CNN where activations have positions y and x.
+        transformer where it holds attention patterns, as a CNN where activations have positions y and x, else by how
+        its representations change.
     out_dir : Path
         Folder of the report.
     selective : mapping of layer to Dataset
@@ -63,7 +65,7 @@ def studied(
         elif _holds(store, ACTIVATIONS, {Y, X}):
             study = cnn_study(store, selective=selective, n_permutations=n_permutations, **given)
         else:
-            return found
+            study = mlp_study(store, **given)
     except (DimensionError, InvalidInputError, MemoryBudgetError, NotFoundError) as error:
         return {**found, "words": f"It is left out. {error}"}
     kind = kind_of(study)

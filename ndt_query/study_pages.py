@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ndt_query.cnn_figures import cnn_figures, cnn_tables
+from ndt_query.mlp_figures import mlp_figures, mlp_tables
 from ndt_query.output import INDEX, staged
 from ndt_query.pages import figure_source, render, write_page
 from ndt_query.plot.style import save
@@ -62,6 +63,10 @@ KINDS: Final = (
         "transformer", "transformer", "What the heads of the transformer do", "transformer_study.html.j2",
         ("performance", "measures", "patterns"), transformer_figures, transformer_tables,
     ),
+    StudyKind(
+        "mlp", "network that learns smoothly", "How representations change", "mlp_study.html.j2",
+        ("performance", "dimensionality"), mlp_figures, mlp_tables,
+    ),
 )  # fmt: skip
 
 
@@ -77,7 +82,9 @@ def kind_of(study: xr.DataTree) -> StudyKind:
         if all(name in study.children for name in kind.groups):
             return kind
     missing = next(name for name in KINDS[0].groups if name not in study.children)
-    raise NotFoundError(f"The DataTree has no group {missing}: pass what cnn_study or transformer_study gave.")
+    raise NotFoundError(
+        f"The DataTree has no group {missing}: pass what cnn_study, transformer_study or mlp_study gave."
+    )
 
 
 def study_figures(study: xr.DataTree) -> dict[str, Figure]:
@@ -97,7 +104,7 @@ def study_page(study: xr.DataTree, out_dir: str | Path) -> Path:
     Parameters
     ----------
     study : DataTree
-        From `cnn_study` or `transformer_study`.
+        From `cnn_study`, `transformer_study` or `mlp_study`.
     out_dir : str or Path
         Folder, made where missing; an older study in it is replaced.
 

@@ -160,3 +160,16 @@ def test_transition__names_what_is_wrong():
         nq.transition(np.arange(30.0), n_null=9)
     with pytest.raises(InvalidInputError, match="steps do not increase"):
         nq.transition(np.arange(30.0), np.zeros(30))
+
+
+def test_a_rise_far_beyond_its_noise__is_gradual_where_neighbours_are_alike():
+    # Smooth as a random walk is, so that no test of growth can call it anything; and yet it ended elsewhere.
+    steps = np.unique(np.geomspace(1, 2000, 24).round())
+    rng = np.random.default_rng(0)
+    rise = 0.5 + 0.44 / (1 + np.exp(-(np.log(steps) - 3))) + 0.004 * rng.standard_normal(len(steps))
+    found = nq.transition(rise, steps)
+    assert str(found["change"].values) == "gradual"
+    assert float(found["change_p_value"]) <= 0.01
+    still = nq.transition(0.5 + 0.004 * rng.standard_normal(len(steps)), steps)
+    assert str(still["change"].values) == "none"
+    assert float(still["change_p_value"]) > 0.05
