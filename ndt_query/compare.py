@@ -23,7 +23,7 @@ from ndt_store.reader import Store, open_store
 from ndt_store.runs import Runs
 from ndt_store.views.spectrum import MEASURES
 
-__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs"]
+__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "named_stores"]
 
 F64 = NDArray[np.float64]
 AT: Final = "at"
@@ -114,7 +114,7 @@ def compare_runs(
     one_of("by", by, ("step", "examples", "loss"))
     one_of("measure", measure, MEASURES)
     level = require_level(confidence)
-    named = _named(stores)
+    named = named_stores(stores)
     found: dict[str, dict[str, Any]] = {}
     for done, (name, store) in enumerate(named.items(), 1):
         chosen = layer_of(store, layer.get(name) if isinstance(layer, Mapping) else layer)
@@ -183,7 +183,8 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     return found.assign_attrs({**comparison.attrs, "what": "groups of runs compared"})
 
 
-def _named(stores: Any) -> dict[str, Store]:
+def named_stores(stores: Any) -> dict[str, Store]:
+    """Return stores by the names of their runs: those of `Runs`, or of files."""
     if isinstance(stores, Runs):
         return dict(stores.stores)
     if isinstance(stores, Mapping):
