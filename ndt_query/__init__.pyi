@@ -4,6 +4,7 @@ from .anomalies import gradient_anomalies
 from .attention import attention_distance, attention_entropy, attention_sparsity, mean_pattern
 from .attribution import cam_difference, class_cams, correct_examples, grad_cam
 from .compare import compare_groups, compare_runs
+from .comparison_page import comparison_page, smooth_pairs
 from .components import pca
 from .composition import compose
 from .disentanglement import disentanglement
@@ -90,6 +91,7 @@ __all__ = [
     "cnn_study",
     "compare_groups",
     "compare_runs",
+    "comparison_page",
     "compose",
     "compose_pairs",
     "composition_graph",
@@ -129,6 +131,7 @@ __all__ = [
     "report",
     "schedule_pairs",
     "selectivity_index",
+    "smooth_pairs",
     "smoothness",
     "study_page",
     "subspace_drift",

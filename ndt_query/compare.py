@@ -63,7 +63,8 @@ def compare_runs(
     stores : Runs, mapping of str to Store, or sequence of Store or path
         The runs; of a sequence the names are those of the files.
     groups : sequence of str, optional
-        To which group each run belongs; by default the model that its store names, so that seeds of it are a group.
+        To which group each run belongs; by default the recipe, or else the model, that its store
+        names, so that seeds of it are a group.
     layer : str or mapping of run to str, optional
         Whose dimension and separability are compared; by default the last layer before the class scores.
     by : {"step", "examples", "loss"}
@@ -94,8 +95,8 @@ def compare_runs(
             Examples seen when accuracy first reached this fraction of its final value, the median of the last 5% of
             measurements; a running median of five is compared.
         ``dimension``, ``learned`` (run, at)
-            `measure` of the layer, and accuracy, interpolated at 100 places that all runs reached. Accuracy is that on
-            the validation set where training was tracked, else on the probe set.
+            `measure` of the layer, and accuracy, interpolated at no more than 100 places that all runs reached.
+            Accuracy is that on the validation set where training was tracked, else on the probe set.
 
         ``at`` is in the units of `by`, logarithmic for steps and examples.
 
@@ -210,4 +211,5 @@ def _grid(places: Sequence[F64], by: Align) -> F64:
         raise InvalidInputError(f"The runs share no {by}: align them by another of step, examples and loss.")
     if by == "loss":
         return np.linspace(low, high, N_POINTS)
-    return np.expm1(np.linspace(np.log1p(low), np.log1p(high), N_POINTS))
+    grid = np.expm1(np.linspace(np.log1p(low), np.log1p(high), N_POINTS))
+    return np.unique(np.round(grid).clip(low, high))

@@ -66,7 +66,7 @@ def one_run(
     places = {"step": steps, "examples": examples, "loss": -np.minimum.accumulate(loss)}[by]
     growth = fit_growth(dimension, steps, seed=seed, n_resamples=20, n_null=99)
     return {
-        "group": str(identity.get("model", "")),
+        "group": str(dict(identity.get("recipe", {})).get("name") or identity.get("model", "")),
         "layer": layer,
         "final_accuracy": float(last["accuracy"]),
         "final_accuracy_low": float(last["accuracy_low"]),

@@ -1,6 +1,7 @@
 from .activations import dead_units, top_examples
 from .attention import attention_measures, attention_patterns, head_specialisation
 from .cams import cams, class_cams
+from .compare import compare_runs
 from .composition import composed_share, composition
 from .curves import growth, smoothness
 from .flow import attention_flow, bottlenecks
@@ -27,6 +28,7 @@ __all__ = [
     "cams",
     "cka_matrix",
     "class_cams",
+    "compare_runs",
     "components",
     "composed_share",
     "composition",

@@ -1,0 +1,229 @@
+"""Runs compared as a page: their numbers, those of their groups, which learn more smoothly, and where to read on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from ndt_query.compare import SCALARS, compare_groups, named_stores
+from ndt_query.intervals import mean_ci
+from ndt_query.output import INDEX, staged
+from ndt_query.pages import figure_source, render, write_page
+from ndt_query.plot.compare import compare_runs as draw_runs
+from ndt_query.plot.curves import smoothness as draw_smoothness
+from ndt_query.plot.style import save
+from ndt_query.smoothness import smoothness
+from ndt_store.dims import LAYER, RUN, STEP, TRAINING_GROUP
+from ndt_store.errors import DimensionError
+from ndt_store.reader import Store
+from ndt_store.runs import Runs
+
+__all__ = ["comparison_page", "smooth_pairs"]
+
+TEMPLATE: Final = "comparison.html.j2"
+NUMBERS: Final = "comparison.zarr"
+FORMATS: Final = (".pdf", ".png")
+MEASURE: Final = "participation_ratio"
+PAIR: Final = "pair"
+
+
+def smooth_pairs(
+    stores: Runs | Mapping[str, Store] | Sequence[Store | str | os.PathLike[str]],
+    comparison: xr.Dataset,
+    *,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Ask of each two groups which one's dimension changes more smoothly, seed by seed.
+
+    Parameters
+    ----------
+    stores : Runs, mapping, or sequence of Store or path
+        As given to `compare_runs`.
+    comparison : Dataset (run)
+        What that gave: its groups and layers are asked about.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    Dataset
+        As of `ndt_query.smoothness`, over ``pair``: the n-th run of one group beside the n-th of another, with the
+        coordinates ``first`` and ``second`` (names of runs), ``first_group`` and ``second_group``. No pair where
+        fewer than two groups have a tracked training.
+
+    Notes
+    -----
+    Trajectories are of the participation ratio of the compared layer, at the steps that both measured.
+    """
+    opened = named_stores(stores)
+    tracked: dict[str, dict[str, xr.DataArray]] = {}
+    for name, group, layer in zip(*(comparison[key].values for key in (RUN, "group", LAYER)), strict=True):
+        store = opened[str(name)]
+        if TRAINING_GROUP in store.catalogue.supplements:
+            training = store.training
+            if MEASURE in training and str(layer) in training[LAYER].values:
+                series = training[MEASURE].sel({LAYER: str(layer)}, drop=True)
+                tracked.setdefault(str(group), {})[str(name)] = series
+    found: list[xr.Dataset] = []
+    labels: list[tuple[str, str, str, str]] = []
+    for (one, firsts), (other, seconds) in itertools.combinations(tracked.items(), 2):
+        for (first, a), (second, b) in zip(firsts.items(), seconds.items(), strict=False):
+            both = xr.align(a, b, join="inner")
+            try:
+                found.append(smoothness(*both, seed=seed))
+            except DimensionError:  # too few steps in common
+                continue
+            labels.append((first, second, one, other))
+    if not found:
+        return xr.Dataset(coords={name: (PAIR, []) for name in ("first", "second", "first_group", "second_group")})
+    steps = set.intersection(*(set(one[STEP].values.tolist()) for one in found))
+    kept = [one.drop_vars(["trajectory", "derivative"]).drop_dims([STEP, "interval"], errors="ignore") for one in found]
+    if all(len(steps) == one.sizes[STEP] for one in found):
+        kept = found
+    result = xr.concat(kept, dim=PAIR, combine_attrs="drop_conflicts")
+    columns = dict(zip(("first", "second", "first_group", "second_group"), zip(*labels, strict=True), strict=True))
+    return result.assign_coords({name: (PAIR, list(column)) for name, column in columns.items()})
+
+
+def comparison_page(
+    comparison: xr.Dataset,
+    out_dir: str | Path,
+    *,
+    smooth: xr.Dataset | None = None,
+    reports: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a page about compared runs, its figures as PDF and PNG, and its numbers.
+
+    Parameters
+    ----------
+    comparison : Dataset
+        From `compare_runs`.
+    out_dir : str or Path
+        Folder, made where missing; an older comparison in it is replaced.
+    smooth : Dataset, optional
+        From `smooth_pairs`.
+    reports : mapping of str to str, optional
+        Where the report of each run lies, from the page.
+
+    Returns
+    -------
+    Path
+        ``index.html``. Beside it lie the figures and ``comparison.zarr`` with the groups ``runs``, ``groups`` and
+        ``smoothness``.
+
+    Raises
+    ------
+    NotFoundError
+        The Dataset is no comparison.
+    InvalidInputError
+        The folder is a store, or holds files of others; nothing is written.
+    StorageError
+        The folder cannot be written.
+    """
+    groups = compare_groups(comparison)
+    figures = {"runs": draw_runs(comparison)}
+    pairs = None if smooth is None or not smooth.sizes.get(PAIR) else smooth
+    if pairs is not None and "trajectory" in pairs:
+        first = pairs.isel({PAIR: 0})
+        figures["smoothness"] = draw_smoothness(first, names=[str(first["first"].item()), str(first["second"].item())])
+    nodes = {"runs": comparison, "groups": groups} | ({} if pairs is None else {"smoothness": pairs})
+    with staged(out_dir, TEMPLATE, (NUMBERS,)) as folder:
+        for name, figure in figures.items():
+            for suffix in FORMATS:
+                save(figure, folder / f"{name}{suffix}")
+        _as_stored(nodes).to_zarr(folder / NUMBERS, mode="w", zarr_format=3, consolidated=False)
+        page = render(
+            TEMPLATE,
+            "Runs compared",
+            figures=[figure_source(name, figure) for name, figure in figures.items()],
+            n_runs=comparison.sizes[RUN],
+            names=[str(name) for name in groups["group"].values],
+            rows=_group_rows(groups),
+            fractions=[f"{float(one):.0%}" for one in groups["fraction"].values],
+            runs=_run_rows(comparison, reports or {}),
+            pairs=[] if pairs is None else _pair_rows(pairs),
+        )
+        write_page(page, folder / INDEX, "The comparison")
+    return Path(out_dir) / INDEX
+
+
+def _group_rows(groups: xr.Dataset) -> list[dict[str, Any]]:
+    rows = []
+    for key, text in SCALARS.items():
+        said = [
+            _with_limits(*(float(groups[f"{key}{end}"][place]) for end in ("", "_low", "_high")))
+            for place in range(groups.sizes["group"])
+        ]
+        rows.append({"what": text, "said": said})
+    for n, fraction in enumerate(groups["fraction"].values):
+        said = [
+            _with_limits(*(float(groups[f"examples_to{end}"][place, n]) for end in ("", "_low", "_high")))
+            for place in range(groups.sizes["group"])
+        ]
+        rows.append({"what": f"examples until {float(fraction):.0%} of the final accuracy", "said": said})
+    rows.append({"what": "runs", "said": [str(int(n)) for n in groups["n_runs"].values]})
+    return rows
+
+
+def _with_limits(value: float, low: float, high: float) -> str:
+    if not np.isfinite(value):
+        return ""
+    # Runs that agree to the last digit, as counts do, have no spread to make an interval of.
+    limits = f" ({_number(low)} to {_number(high)})" if np.isfinite(low) and low < high else ""
+    return f"{_number(value)}{limits}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _run_rows(comparison: xr.Dataset, reports: Mapping[str, str]) -> list[dict[str, str]]:
+    rows = []
+    for name in comparison[RUN].values:
+        one = comparison.sel({RUN: name})
+        limits = (float(one[f"final_accuracy{end}"]) for end in ("", "_low", "_high"))
+        jumps = float(one["n_jumps"])
+        rows.append(
+            {
+                "run": str(name), "group": str(one["group"].item()), "layer": str(one[LAYER].item()),
+                "report": reports.get(str(name), ""),
+                "accuracy": "{:.1%} ({:.1%} to {:.1%})".format(*limits),
+                "jumps": f"{jumps:.0f}" if np.isfinite(jumps) else "",
+                "dimension": f"{float(one['dimension_final']):.1f}",
+                "separability": f"{float(one['separability_accuracy']):.1%}",
+                "examples": ", ".join(_number(float(n)) for n in one["examples_to"].values if np.isfinite(n)),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _pair_rows(pairs: xr.Dataset) -> list[dict[str, str]]:
+    """One row for each two groups: seeds are the independent things."""
+    rows = []
+    groups = list(zip(pairs["first_group"].values, pairs["second_group"].values, strict=True))
+    for first, second in dict.fromkeys(groups):
+        ratios = pairs["log_variance_ratio"].values[[one == (first, second) for one in groups]]
+        made = mean_ci(ratios)
+        rows.append(
+            {
+                "groups": f"{first} over {second}",
+                "ratios": ", ".join(f"{float(np.exp(one)):.2g}" for one in ratios),
+                "mean": _with_limits(*(float(np.exp(getattr(made, name))) for name in ("estimate", "low", "high"))),
+            }
+        )
+    return rows
+
+
+def _as_stored(nodes: Mapping[str, xr.Dataset]) -> xr.DataTree:
+    """Return the numbers with texts as objects: Zarr knows no texts of one length."""
+    stored = {}
+    for path, found in nodes.items():
+        texts = [name for name, one in found.variables.items() if one.dtype.kind == "U"]
+        stored[path] = found.assign({name: found[name].astype(object) for name in texts})
+    return xr.DataTree.from_dict(stored)
