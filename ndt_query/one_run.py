@@ -28,6 +28,7 @@ Align: TypeAlias = Literal["step", "examples", "loss"]
 
 FRACTIONS: Final = (0.5, 0.75, 0.9)
 LEAST_TRACKED: Final = 30
+VALIDATED: Final = ("validation_accuracy", "validation_loss")
 SEPARABILITY: Final = (
     "accuracy", "accuracy_low", "accuracy_high", "control", "silhouette", "silhouette_low", "silhouette_high",
     "separation", "intrinsic_dimension",
@@ -63,7 +64,7 @@ def one_run(
             "step or loss."
         )
     examples = steps * float(batch if batch is not None else math.nan)
-    places = {"step": steps, "examples": examples, "loss": -np.minimum.accumulate(loss)}[by]
+    places = {"step": steps, "examples": examples, "loss": -np.fmin.accumulate(loss)}[by]
     growth = fit_growth(dimension, steps, seed=seed, n_resamples=20, n_null=99)
     return {
         "group": str(dict(identity.get("recipe", {})).get("name") or identity.get("model", "")),
@@ -90,9 +91,8 @@ def _curves(
     """Return steps, dimension, accuracy and loss, as tracked or at the checkpoints, and what jumps there are."""
     if TRAINING_GROUP in store.catalogue.supplements:
         training = store.training
-        if measure in training and layer in training[LAYER].values:
-            given = training[[measure, "validation_accuracy", "validation_loss"]]
-            rows = [given[measure].sel({LAYER: layer}), given["validation_accuracy"], given["validation_loss"]]
+        if {measure, *VALIDATED} <= set(training) and layer in training[LAYER].values:
+            rows = [training[measure].sel({LAYER: layer}), *(training[name] for name in VALIDATED)]
             jumped = {"n_jumps": math.nan, "n_tracked_layers": float(training.sizes[LAYER])}
             if training.sizes[STEP] >= LEAST_TRACKED:
                 jumped |= _jumps(detect_jumps(training, measure=measure, seed=seed))

@@ -1,0 +1,255 @@
+"""Runs compared: planted curves, alignment, groups, figure, page and command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import xarray as xr
+
+import ndt_query as nq
+import ndt_store
+from ndt_query.kernels.curves import area, first_reached, resampled, smooth
+from ndt_store import Column, SeriesWriter, open_store
+from ndt_store.cli import main
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.testing import simulate_store
+
+LAYERS = {"relu": (6,), "classifier": (3,)}
+STEPS = np.arange(0, 400, 5)
+
+
+def tracked(path, pace, *, seed=0, jump=0.0):
+    """A store whose training learns at a pace: accuracy from 0 to 0.9, dimension from 2 to 6, and perhaps a jump."""
+    simulate_store(path, checkpoints=(0, 395), n_examples=30, layers=LAYERS, seed=seed)
+    learned = 1 - np.exp(-STEPS * pace / 50)
+    noise = 0.02 * np.random.default_rng(seed).standard_normal((len(STEPS), 2))
+    dimension = 2 + 4 * learned[:, None] + noise + jump * (STEPS >= 200)[:, None]
+    columns = {"loss": Column(), "validation_loss": Column(), "validation_accuracy": Column(),
+               "participation_ratio": Column(("layer",))}  # fmt: skip
+    with SeriesWriter.open(path, rows=columns, coords={"layer": list(LAYERS)}) as writer:
+        for place, step in enumerate(STEPS):
+            writer.append(
+                int(step), loss=1 - learned[place] if place else math.nan, validation_loss=2 * (1 - learned[place]),
+                validation_accuracy=0.9 * learned[place], participation_ratio=dimension[place],
+            )  # fmt: skip
+    return open_store(path)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    return {
+        "slow 0": tracked(folder / "slow0.zarr", 1.0),
+        "slow 1": tracked(folder / "slow1.zarr", 1.1, seed=1),
+        "fast 0": tracked(folder / "fast0.zarr", 2.0, seed=2),
+        "fast 1": tracked(folder / "fast1.zarr", 2.2, seed=3, jump=2.0),
+    }
+
+
+@pytest.fixture(scope="module")
+def compared(stores):
+    return nq.compare_runs(stores, groups=["slow", "slow", "fast", "fast"])
+
+
+def test_curves__are_those_of_their_definitions():
+    places = np.arange(0, 100, 1.0)
+    rising = 1 - np.exp(-places / 10)
+    final = np.median(rising[-5:])
+    expected = [-10 * np.log(1 - fraction * final) for fraction in (0.5, 0.9)]
+    np.testing.assert_allclose(first_reached(places, rising, (0.5, 0.9)), expected, atol=0.1)
+    assert np.isnan(first_reached(places, np.full(100, math.nan), (0.5,))).all()
+    assert first_reached(places, np.ones(100), (0.5,)).tolist() == [0.0]
+    spike = np.zeros(100)
+    spike[50] = 1.0
+    assert smooth(spike).max() == 0
+    np.testing.assert_allclose(area(places, rising), np.trapezoid(rising, places) / 99)
+    np.testing.assert_array_equal(resampled(np.array([0.0, 1, 1, 2]), np.array([0.0, 5, 7, 9]), np.array([1.0])), [7])
+
+
+def test_comparison__of_a_run_that_learns_twice_as_fast(stores, compared):
+    assert compared["layer"].values.tolist() == ["relu"] * 4  # the classifier is as wide as there are classes
+    assert compared["n_jumps"].sel(run="fast 1") >= 1
+    assert (compared["n_jumps"].sel(run=["slow 0", "slow 1", "fast 0"]) == 0).all()
+    assert compared["first_jump_phase"].sel(run="fast 1") == pytest.approx(200 / 395, abs=0.02)
+    assert compared["n_tracked_layers"].values.tolist() == [2.0] * 4
+    assert (compared["area"].sel(run=["fast 0", "fast 1"]) > compared["area"].sel(run="slow 1")).all()
+    assert compared["examples_to"].isnull().all()  # no recipe says how large a batch is
+    last = nq.disentanglement(stores["slow 0"]["relu"].activations.isel(checkpoint=[-1])).isel(checkpoint=0)
+    assert float(compared["separability_accuracy"].sel(run="slow 0")) == float(last["accuracy"])
+    did = nq.performance(stores["slow 0"]).isel(checkpoint=-1)
+    assert float(compared["final_accuracy"].sel(run="slow 0")) == float(did["accuracy"])
+
+
+@pytest.fixture
+def with_batches(stores, monkeypatch):
+    identity = {"recipe": {"name": "slow", "training": {"batch_size": 64}}, "model": "net"}
+    monkeypatch.setattr(type(stores["slow 0"]), "provenance", property(lambda _: {"identity": identity}))
+    return stores
+
+
+def test_comparison__counts_examples_where_a_recipe_says_how_many_a_step_takes(with_batches):
+    found = nq.compare_runs(with_batches, by="examples")
+    half = found["examples_to"].sel(fraction=0.5)
+    assert float(half.sel(run="slow 0")) == pytest.approx(64 * 50 * math.log(2), rel=0.1)
+    assert float(half.sel(run="slow 0") / half.sel(run="fast 0")) == pytest.approx(2, rel=0.15)
+    assert found["at"].values[-1] == 64 * 395
+    assert found["group"].values.tolist() == ["slow"] * 4
+
+
+def test_alignment__by_loss_puts_curves_of_different_pace_on_each_other(stores, compared):
+    same = {name: stores[name] for name in ("slow 0", "fast 0")}
+    by_loss = nq.compare_runs(same, by="loss")
+    assert float(np.abs(by_loss["learned"].diff("run")).max()) < 0.01
+    by_step = compared["learned"].sel(run=list(same))
+    assert float(np.abs(by_step.diff("run")).max()) > 0.15
+    np.testing.assert_allclose(
+        compared["learned"].sel(run="slow 0"), 0.9 * (1 - np.exp(-compared["at"] / 50)), atol=0.01
+    )
+
+
+def test_groups__have_students_intervals_over_runs(compared):
+    groups = nq.compare_groups(compared)
+    assert groups["group"].values.tolist() == ["slow", "fast"]
+    assert groups["n_runs"].values.tolist() == [2, 2]
+    values = compared["area"].values[:2]
+    low, high = scipy.stats.t.interval(0.95, 1, values.mean(), scipy.stats.sem(values))
+    one = groups.sel(group="slow")
+    np.testing.assert_allclose([one["area"], one["area_low"], one["area_high"]], [values.mean(), low, high])
+    alone = nq.compare_groups(compared.isel(run=[0, 2]))
+    assert alone["area_low"].isnull().all()
+    with pytest.raises(NotFoundError, match="pass that of compare_runs"):
+        nq.compare_groups(xr.Dataset())
+
+
+def test_comparison__of_stores_that_were_not_tracked_goes_by_checkpoints(tmp_path):
+    for name in "ab":
+        simulate_store(tmp_path / f"{name}.zarr", checkpoints=range(0, 120, 10), n_examples=30, layers=LAYERS)
+    found = nq.compare_runs([tmp_path / "a.zarr", tmp_path / "b.zarr"])
+    assert found["run"].values.tolist() == ["a", "b"]
+    assert found["n_jumps"].isnull().all()
+    store = open_store(tmp_path / "a.zarr")
+    dims = nq.dimensionality(store["relu"], interval="none")["participation_ratio"]
+    assert float(found["dimension_final"][0]) == pytest.approx(float(dims[-1]))
+    assert found["group"].values.tolist() == ["simulated"] * 2
+
+
+def test_comparison__of_a_training_without_validation_goes_by_checkpoints(tmp_path):
+    for name in "ab":
+        simulate_store(
+            tmp_path / f"{name}.zarr", n_examples=30, layers=LAYERS, checkpoints=range(0, 120, 10), n_tracked=40
+        )
+    found = nq.compare_runs([tmp_path / "a.zarr", tmp_path / "b.zarr"])
+    assert found["learned"].notnull().all()
+
+
+def test_comparison__names_what_is_wrong(stores, tmp_path):
+    one = {"slow 0": stores["slow 0"]}
+    with pytest.raises(InvalidInputError, match="There is 1 run: a comparison needs two"):
+        nq.compare_runs(one)
+    with pytest.raises(InvalidInputError, match="groups are .* for 4 runs"):
+        nq.compare_runs(stores, groups=["a"])
+    with pytest.raises(NotFoundError, match="no activations of 'conv': it has relu, classifier"):
+        nq.compare_runs(stores, layer="conv")
+    with pytest.raises(InvalidInputError, match="how many examples a step takes"):
+        nq.compare_runs(stores, by="examples")
+    with pytest.raises(InvalidInputError, match="by="):
+        nq.compare_runs(stores, by="time")
+    with pytest.raises(NotFoundError):
+        nq.compare_runs([tmp_path / "no.zarr", tmp_path / "nothing.zarr"])
+
+
+def test_smooth_pairs__are_seed_by_seed_and_know_the_rougher_one(tmp_path):
+    made = {}
+    for group, noise in (("calm", 0.01), ("rough", 0.5)):
+        for seed in range(2):
+            path = tmp_path / f"{group}{seed}.zarr"
+            simulate_store(path, checkpoints=(0, 395), n_examples=30, layers=LAYERS)
+            rng = np.random.default_rng(seed)
+            rows = {
+                "participation_ratio": Column(("layer",)),
+                "validation_loss": Column(),
+                "validation_accuracy": Column(),
+            }
+            with SeriesWriter.open(path, rows=rows, coords={"layer": list(LAYERS)}) as writer:
+                for step in STEPS:
+                    value = 5 + step / 100 + noise * rng.standard_normal(2)
+                    writer.append(int(step), participation_ratio=value, validation_loss=2 - step / 400,
+                                  validation_accuracy=step / 400)  # fmt: skip
+            made[f"{group}{seed}"] = open_store(path)
+    compared = nq.compare_runs(made, groups=["calm", "calm", "rough", "rough"])
+    pairs = nq.smooth_pairs(made, compared)
+    assert list(zip(pairs["first"].values, pairs["second"].values, strict=True)) == [
+        ("calm0", "rough0"), ("calm1", "rough1"),
+    ]  # fmt: skip
+    assert (pairs["log_variance_ratio"] < -1).all()
+    direct = nq.smoothness(
+        *(made[name].training["participation_ratio"].sel(layer="relu") for name in ("calm0", "rough0"))
+    )
+    np.testing.assert_allclose(pairs["log_variance_ratio"][0], direct["log_variance_ratio"])
+    assert nq.smooth_pairs(made, compared.assign_coords(group=("run", ["one"] * 4))).sizes.get("pair", 0) == 0
+
+
+def test_figure__has_four_panels_by_group(compared):
+    figure = nq.plot.compare_runs(compared)
+    assert len(figure.axes) == 4
+    dimension, learned, jumps, apart = figure.axes
+    assert len(dimension.get_lines()) == 4 + 2
+    np.testing.assert_allclose(dimension.get_lines()[0].get_ydata(), compared["dimension"].sel(run="slow 0"))
+    np.testing.assert_allclose(
+        learned.get_lines()[2].get_ydata(), compared["learned"].sel(run=["slow 0", "slow 1"]).mean("run")
+    )
+    assert jumps.get_lines()[2].get_ydata().tolist() == compared["n_jumps"].values[2:].tolist()
+    assert [text.get_text() for text in apart.get_xticklabels()] == ["slow", "fast"]
+    with pytest.raises(DimensionError, match="pass that of compare_runs"):
+        nq.plot.compare_runs(compared.drop_vars("learned"))
+
+
+def test_page__shows_groups_runs_and_pairs(stores, compared, tmp_path):
+    pairs = nq.smooth_pairs(stores, compared)
+    page = nq.comparison_page(compared, tmp_path / "out", smooth=pairs, reports={"slow 0": "slow0/index.html"})
+    text = page.read_text()
+    assert 'href="slow0/index.html"' in text
+    assert "slow over fast" in text
+    assert "4 runs in 2 groups: slow, fast" in text
+    assert (tmp_path / "out" / "smoothness.pdf").is_file()
+    kept = xr.open_datatree(tmp_path / "out" / "comparison.zarr", engine="zarr", consolidated=False)
+    xr.testing.assert_allclose(kept["runs"]["area"].load().drop_vars(["group", "layer", "run"]),
+                               compared["area"].drop_vars(["group", "layer", "run"]))  # fmt: skip
+    assert set(kept.children) == {"runs", "groups", "smoothness"}
+
+
+def test_comparison__takes_runs(stores):
+    runs = ndt_store.open_runs([stores["slow 0"], stores["fast 0"]], names=["a", "b"])
+    assert nq.compare_runs(runs)["run"].values.tolist() == ["a", "b"]
+
+
+def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
+    paths = [stores[name].path for name in ("slow 0", "fast 0")]
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "compare",
+                *paths,
+                "--format",
+                "json",
+                "--figure",
+                str(tmp_path / "c.png"),
+                "--out",
+                str(tmp_path / "page"),
+            ]
+        )
+    captured = capsys.readouterr()
+    assert stop.value.code == 0, captured.err
+    rows = json.loads(captured.out)
+    assert [row["run"] for row in rows] == ["slow0", "fast0", "mean of 2"]
+    found = nq.compare_runs(paths)
+    assert rows[0]["area"] == pytest.approx(float(found["area"][0]))
+    assert rows[2]["area_low"] == pytest.approx(float(nq.compare_groups(found)["area_low"][0]))
+    assert (tmp_path / "c.png").stat().st_size > 5000
+    assert (tmp_path / "page" / "index.html").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", paths[0]])
+    assert stop.value.code == 2
+    assert "a comparison needs two" in capsys.readouterr().err
