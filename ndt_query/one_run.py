@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ndt_query.disentanglement import disentanglement
 from ndt_query.geometry import dimensionality
-from ndt_query.growth import fit_growth
+from ndt_query.growth import LEAST, fit_growth
 from ndt_query.jump_moments import characterise_jumps
 from ndt_query.jumps import detect_jumps
 from ndt_query.kernels.curves import area, first_reached
@@ -65,7 +65,8 @@ def one_run(
         )
     examples = steps * float(batch if batch is not None else math.nan)
     places = {"step": steps, "examples": examples, "loss": -np.fmin.accumulate(loss)}[by]
-    growth = fit_growth(dimension, steps, seed=seed, n_resamples=20, n_null=99)
+    enough = len(steps) >= LEAST
+    r2 = float(fit_growth(dimension, steps, seed=seed, n_resamples=20, n_null=99)["r2"]) if enough else math.nan
     return {
         "group": str(dict(identity.get("recipe", {})).get("name") or identity.get("model", "")),
         "layer": layer,
@@ -74,7 +75,7 @@ def one_run(
         "final_accuracy_high": float(last["accuracy_high"]),
         "final_loss": float(last["loss"]),
         "area": area(steps, accuracy),
-        "growth_r2": float(growth["r2"]),
+        "growth_r2": r2,
         "dimension_final": float(dimension[-1]),
         **{f"separability_{name}": float(apart[name]) for name in SEPARABILITY},
         **jumped,

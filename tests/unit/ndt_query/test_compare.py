@@ -135,6 +135,14 @@ def test_comparison__of_stores_that_were_not_tracked_goes_by_checkpoints(tmp_pat
     assert found["group"].values.tolist() == ["simulated"] * 2
 
 
+def test_comparison__of_few_checkpoints_has_no_fit_of_growth(tmp_path):
+    for name in "ab":
+        simulate_store(tmp_path / f"{name}.zarr", checkpoints=(0, 10), n_examples=30, layers=LAYERS)
+    found = nq.compare_runs([tmp_path / "a.zarr", tmp_path / "b.zarr"])
+    assert found["growth_r2"].isnull().all()
+    assert found["separability_accuracy"].notnull().all()
+
+
 def test_comparison__of_a_training_without_validation_goes_by_checkpoints(tmp_path):
     for name in "ab":
         simulate_store(
