@@ -109,7 +109,12 @@ def test_the_python_session_of_the_readme_runs_and_prints_what_it_says(demo, mon
         assert [_shape(line) for line in printed] == [_shape(line) for line in shown]
 
 
-@pytest.mark.parametrize("name", ["cams", "composition", "geometry", "heads", "similarity", "smooth-learning", "gradients", "compare-runs"])
+PAGES = (
+    "cams", "compare-runs", "composition", "geometry", "gradients", "heads", "similarity", "smooth-learning",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_the_python_of_a_page_that_needs_no_more_than_the_demo_runs(demo, monkeypatch, capsys, name):
     page = README.parent / "docs" / "how-to" / f"{name}.md"
     monkeypatch.chdir(demo.folder)
