@@ -32,8 +32,11 @@ F64 = NDArray[np.float64]
 LEAST: Final = 20
 VERDICTS: Final = ("sudden", "undecided", "gradual", "none", "unknown")
 OF_JUMP: Final = ("jump_step", "jump_low", "jump_high", "jump_size")
+CLEAR: Final = 6.0
+"""Deviations of the noise that no change of noise alone comes near to."""
+
 OF_SHARE: Final = (
-    "largest_before", "largest_after", "largest_share", "null_share_95", "total_change", "change_p_value", "half_step",
+    "largest_before", "largest_after", "largest_share", "null_share_95", "total_change", "change_in_noise", "half_step",
 )  # fmt: skip
 OF_GROWTH: Final = ("midpoint", "midpoint_low", "midpoint_high", "r2")
 
@@ -77,9 +80,9 @@ def transition(
 
         ``change``
             ``"sudden"``: q <= alpha. ``"undecided"``: there is a jump, p <= alpha, but a rise over five measurements
-            explains the largest step as well. ``"gradual"``: no jump, and the series ends elsewhere than it began,
-            beyond the noise about its curve, or grows by the test of `fit_growth`. ``"none"``: none of it can be told
-            from noise. ``"unknown"``: the series has a NaN.
+            explains the largest step as well. ``"gradual"``: no jump, and the series ends six deviations of the noise
+            about its curve from where it began, or more, or grows by the test of `fit_growth`. ``"none"``: none of it
+            can be told from noise. ``"unknown"``: the series has a NaN.
         ``p_value``, ``q_value``
             Of suddenness: the larger of ``jump_p_value`` and ``share_p_value``, since both have to be small; q over all
             series (Benjamini and Hochberg 1995).
@@ -89,8 +92,8 @@ def transition(
         ``largest_share``, ``largest_before``, ``largest_after``, ``share_p_value``, ``null_share_95``, ``total_change``
             Share of the total change (mean of the last tenth less that of the first) that falls into the largest step
             in its direction between neighbouring measurements, and the steps it lies between; its p value, and what
-            95% of smooth series stay below. A share exceeds 1 where noise exceeds the change. ``change_p_value``: how
-            often noise like that about the curve, resampled in blocks, moves as far.
+            95% of smooth series stay below. A share exceeds 1 where noise exceeds the change. ``change_in_noise``: the
+            size of the total change in standard deviations of the noise about the curve.
         ``half_step``
             First measured step at which half of the change was done, on the logistic curve in measurements that fits
             best; NaN where there is none.
@@ -181,7 +184,7 @@ def _verdicts(columns: dict[str, NDArray[Any]], grown: NDArray[np.bool_], alpha:
     conditions = [
         columns["q_value"] <= alpha,
         columns["jump_p_value"] <= alpha,
-        grown | (columns["change_p_value"] <= alpha),
+        grown | (columns["change_in_noise"] >= CLEAR),
         np.isfinite(columns["p_value"]),
     ]
     return np.select(conditions, VERDICTS[:-1], VERDICTS[-1])
@@ -212,7 +215,7 @@ def _one(values: F64, steps: F64, how: _How) -> dict[str, Any]:
             "jump_p_value": 1.0,
             "share_p_value": 1.0,
             "total_change": 0.0,
-            "change_p_value": 1.0,
+            "change_in_noise": 0.0,
         }
     found |= _jump(values, steps, how) | _largest(values, steps, how)
     found["p_value"] = max(found["jump_p_value"], found["share_p_value"])
@@ -239,7 +242,6 @@ def _largest(values: F64, steps: F64, how: _How) -> dict[str, Any]:
     share, end, total = largest_share(values)
     curve, noise = _smooth_series(values, how)
     drawn = largest_share(curve + noise)[0]
-    moved = np.abs(largest_share(noise)[2])
     # Of a change of nothing any step is an infinite share: such a series of the null is as sudden as can be.
     drawn = np.where(np.isnan(drawn), np.inf, drawn)
     return {
@@ -249,7 +251,7 @@ def _largest(values: F64, steps: F64, how: _How) -> dict[str, Any]:
         "share_p_value": float(null_p_value((drawn >= share).sum(), how.n_null)) if np.isfinite(share) else 1.0,
         "null_share_95": float(np.quantile(drawn, 0.95, method="higher")),
         "total_change": float(total),
-        "change_p_value": float(null_p_value((moved >= abs(total)).sum(), how.n_null)),
+        "change_in_noise": float(abs(total) / noise.std()) if noise.std() > 0 else math.inf,
         "half_step": _half_step(fitted(values, FASTEST), steps),
     }
 
