@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +11,19 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from ndt_query.asked import asked_of
 from ndt_query.inputs import canonical, one_of, require_count
 from ndt_query.kernels.subspaces import Principal, principal, principal_of_scatter
 from ndt_query.layers import described, per_unit
 from ndt_query.passes import reduce_values
 from ndt_query.reduce import ADVICE, Output
-from ndt_store.dims import EXAMPLE, POSITION_DIMS, UNIT
+from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError
 from ndt_store.views.blocks import Array, Block, as_float
-from ndt_store.views.gram_view import sample_shape
+from ndt_store.views.gram_view import GRAM_VIEWS, GroupSums, sample_shape
 from ndt_store.views.samples import on_samples, sample_rows
-from ndt_store.views.scatter import Scatter, merge_scatter, scatter
+from ndt_store.views.scatter import Scatter, merge_scatter, scatter, stacked
+from ndt_store.views.shelf import load
 
 __all__ = ["pca"]
 
@@ -127,9 +130,9 @@ def pca(
 
     Notes
     -----
-    One pass. Whichever side is smaller is decomposed: with n samples of d features, ``8 d^2`` bytes of sums, or the
-    ``8 n d`` of the samples where they are fewer. A NaN makes its checkpoint NaN. Large variances are biased upwards
-    where n is not large against d.
+    One pass, or none where Gram views hold the sums (`ndt index --gram`). Whichever side is smaller is decomposed: with
+    n samples of d features, ``8 d^2`` bytes of sums, or the ``8 n d`` of the samples where they are fewer. A NaN makes
+    its checkpoint NaN. Large variances are biased upwards where n is not large against d.
     """
     one_of("positions", positions, POSITIONS)
     require_count("n_components", n_components, 1)
@@ -140,7 +143,9 @@ def pca(
     if n_components > min(n, d):
         raise InvalidInputError(f"n_components={n_components}: {n} samples of {d} features have at most {min(n, d)}.")
     how = _Components(positions, centre, n_components, d, on_samples(n, d))
-    found = reduce_values(given, acts, how, what=f"pca with positions={positions!r}", memory=memory, advice=ADVICE)
+    found = _from_views(acts, how)
+    if found is None:
+        found = reduce_values(given, acts, how, what=f"pca with positions={positions!r}", memory=memory, advice=ADVICE)
     total = found["total_variance"]
     found["explained_variance_ratio"] = found["explained_variance"] / total
     parameters = {"n_components": n_components, "centre": centre, "positions": positions}
@@ -148,3 +153,24 @@ def pca(
     if positions != "flatten" and UNIT in acts.coords:
         result = result.assign_coords(feature=acts[UNIT].values)
     return result
+
+
+def _from_views(acts: xr.DataArray, how: _Components) -> dict[str, xr.Variable] | None:
+    """Decompose the sums that Gram views keep, None where they do not hold what is asked at every checkpoint.
+
+    Products of samples tell how samples lie, not along which features: on that side the samples are read.
+    """
+    asked, _ = asked_of(acts)
+    if asked is None or how.on_samples or not asked.all_examples:
+        return None
+    if not np.array_equal(asked.units, np.arange(asked.frame.n_units)):
+        return None
+    states = []
+    for step in asked.steps:
+        view = load(asked.catalogue, asked.frame, step, GRAM_VIEWS[how.mode])[0]
+        if view is None or not isinstance(view.state, GroupSums):
+            return None
+        groups = (view.state[group] for group in range(len(view.state)))
+        states.append(stacked([functools.reduce(merge_scatter, groups)]))
+    found, outputs = how.finalise(stacked(states)), how.outputs()
+    return {name: xr.Variable((CHECKPOINT, *outputs[name].dims), values) for name, values in found.items()}

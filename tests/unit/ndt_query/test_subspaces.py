@@ -8,10 +8,11 @@ from sklearn.decomposition import PCA
 
 import ndt_query as nq
 from ndt_query.kernels.subspaces import angles, overlap
+from ndt_store import index_store, open_store
 from ndt_store.errors import InvalidInputError, MemoryBudgetError
 from ndt_store.testing import simulate_store
 
-from .sources import labelled
+from .sources import CountingStorage, labelled
 
 
 @pytest.mark.parametrize(("n", "shape"), [(200, (6,)), (12, (30,)), (150, (5, 3, 2)), (20, (4, 6))])
@@ -48,6 +49,27 @@ def test_pca__of_a_store_and_of_its_values_is_the_same(tmp_path):
         assert lazy["component"].chunks is not None
         xr.testing.assert_allclose(lazy.drop_attrs(), nq.pca(acts.compute(), 2).drop_attrs())
     assert set(nq.pca(store, 2).children) == set(store.layers)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_pca__from_views_reads_no_block(tmp_path, centre):
+    storage = CountingStorage(tmp_path / "r.zarr")
+    storage.reads = []
+    simulate_store(storage, n_examples=60, layers={"a": (6, 4, 4), "wide": (90,)}, kinds=("activations",))
+    store = open_store(storage)
+    expected = {layer: nq.pca(store[layer].activations.compute(), 3, centre=centre) for layer in store.layers}
+    index_store(store, gram=("mean",))
+    storage.reads.clear()
+    found = nq.pca(store["a"].activations, 3, centre=centre)
+    xr.testing.assert_allclose(found.drop_attrs(), expected["a"].drop_attrs(), atol=1e-6)
+    assert storage.reads == []
+    # There are fewer samples than features: the view has products of samples, which name no feature.
+    wide = nq.pca(store["wide"].activations, 3, centre=centre).compute()
+    xr.testing.assert_allclose(wide.drop_attrs(), expected["wide"].drop_attrs(), atol=1e-6)
+    assert storage.reads
+    some = nq.pca(store["a"].activations.isel(unit=slice(0, 5)), 3, centre=centre).compute()
+    again = nq.pca(store["a"].activations.compute().isel(unit=slice(0, 5)), 3, centre=centre)
+    xr.testing.assert_allclose(some.drop_attrs(), again.drop_attrs(), atol=1e-6)
 
 
 def test_pca__uncentred_begins_with_the_mean(rng):
