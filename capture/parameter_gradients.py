@@ -32,7 +32,7 @@ F64 = NDArray[np.float64]
 
 def parameter_names(model: nn.Module) -> list[str]:
     """Return the names of the floating-point parameters, in the order of the model; tied ones once."""
-    return [name for name, one in model.named_parameters() if one.is_floating_point()]
+    return [name for name, one in model.named_parameters() if one.is_floating_point() and one.numel()]
 
 
 def parameters_to_capture(model: nn.Module, n_classes: int | None) -> dict[str, int]:
@@ -93,8 +93,9 @@ def gradient_statistics(
 
     Notes
     -----
-    One forward and one backward pass over the probe set, and memory of one more set of parameters. Sums are made in
-    the type of the parameters, float32 at least. A parameter that the loss does not depend on has gradient 0.
+    One forward and one backward pass over the probe set, and memory of two more sets of parameters: the sums, and the
+    gradient of one batch. Sums are made in the type of the parameters, float32 at least. A parameter that the loss does
+    not depend on has gradient 0.
     """
     with torch.inference_mode(False), borrowed(model), torch.enable_grad(), differentiable(model, device):
         given = dict(model.named_parameters())
@@ -111,13 +112,19 @@ def gradient_statistics(
                     "gradients of parameters are those of the loss, and the model's output is no class scores of the "
                     "labels: leave 'parameters' out of kinds, or pass output=, which finds the class scores"
                 )
-            found = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
+            if not loss.requires_grad:
+                raise CaptureError(
+                    "gradients of parameters were asked for, and the model's loss depends on none of them: its forward "
+                    "may run under torch.no_grad; leave 'parameters' out of kinds"
+                )
+            # Of the mean, because a sum over the batch may leave the range of half precision.
+            found = torch.autograd.grad(loss.mean(), list(leaves.values()), allow_unused=True)
             for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:
-                    sums[name] += gradient
+                    sums[name] += gradient.to(sums[name].dtype) * (len(labels) / len(probe))
             if advance is not None:
                 advance(done)
-        rows = [_measured(sums[name] / len(probe), named[name]) for name in named]
+        rows = [_measured(sums[name], named[name]) for name in named]
     return {array: np.array([row[array] for row in rows]) for array in PARAMETER_ARRAYS}
 
 
@@ -125,9 +132,11 @@ def held_norms(model: nn.Module) -> F64:
     """Return the norm of what each parameter holds in ``.grad``, NaN where that is nothing, (parameter,)."""
     named = dict(model.named_parameters())
     held = [named[name].grad for name in parameter_names(model)]
-    some = [torch.linalg.vector_norm(one.detach().float()) for one in held if one is not None]
-    # One reading for all of them: each would wait for the device.
-    norms = iter(torch.stack(some).cpu().double().tolist() if some else [])
+    dense = [one.coalesce().values() if one.is_sparse else one for one in held if one is not None]
+    some = [torch.linalg.vector_norm(one.detach().to(torch.promote_types(one.dtype, torch.float32))) for one in dense]
+    one_place = len({one.device for one in some}) == 1
+    # One reading for all of them where they are together: each would wait for the device.
+    norms = iter(torch.stack([one.double() for one in some]).tolist() if one_place else [one.item() for one in some])
     return np.array([math.nan if one is None else next(norms) for one in held], np.float64)
 
 

@@ -196,7 +196,8 @@ class TrackedSeries(AbstractContextManager["TrackedSeries"]):
     def record(self, step: int, loss: float = math.nan, accuracy: float = math.nan) -> None:
         """Measure the model as it is and keep a row, safe after the next `flush`.
 
-        Norms of gradients are of what the parameters hold in ``.grad``, NaN where that is nothing.
+        Norms of gradients are of what the parameters hold in ``.grad``, NaN where that is nothing: call it before they
+        are clipped, and where a loss is scaled after they are scaled back.
 
         Parameters
         ----------

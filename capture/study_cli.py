@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import rich_click as click
 
@@ -12,6 +12,9 @@ from capture.cli import data_dir_option, device_option
 from ndt_store.cliparts import in_turn, tell
 from ndt_store.errors import InvalidInputError
 from ndt_store.progress import progress_bar
+
+if TYPE_CHECKING:
+    from capture.recipe import Recipe
 
 __all__ = ["study"]
 
@@ -60,11 +63,26 @@ def study(
     place = ["--device", device, *([] if data_dir is None else ["--data-dir", data_dir])]
     for number, (recipe, name, seed) in enumerate(runs, 1):
         if _report(folder, name).is_file():
+            _require_same(folder / f"{name}.zarr", load_recipe(recipe).with_seed(seed))
             tell(f"{name}: its report is there ({number} of {len(runs)}).")
             continue
         tell(f"{name}: run {number} of {len(runs)}.")
         in_turn(ctx, [("run", recipe, "--seed", str(seed), *_places(folder, name), *place)])
     click.echo(str(_compared(folder, [name for _, name, _ in runs], by)))
+
+
+def _require_same(store: Path, recipe: Recipe) -> None:
+    """Raise where a finished run is of another recipe, or its store is gone."""
+    from ndt_store.reader import open_store
+
+    made = dict(open_store(store).provenance.get("identity", {})).get("recipe", {})
+    wanted = recipe.model_dump(mode="json")
+    other = next((key for key in wanted if key in made and made[key] != wanted[key]), None)
+    if other is not None:
+        raise InvalidInputError(
+            f"{store} was made with {other} = {made[other]} and the recipe now has {wanted[other]}: give another "
+            "--out, or remove that run."
+        )
 
 
 def _places(folder: Path, name: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ndt_query.inputs import one_of
 from ndt_query.intervals import mean_ci, require_level
-from ndt_query.kernels.curves import resampled
+from ndt_query.kernels.curves import area, resampled
 from ndt_query.layers import software
 from ndt_query.one_run import FRACTIONS, Align, layer_of, one_run
 from ndt_store.dims import LAYER, RUN
@@ -31,7 +32,7 @@ N_POINTS: Final = 100
 SCALARS: Final[Mapping[str, str]] = {
     "final_accuracy": "accuracy on the probe set at the last checkpoint",
     "final_loss": "loss on the probe set at the last checkpoint, nats",
-    "area": "mean accuracy over the examples seen",
+    "area": "mean accuracy over the steps that all runs measured",
     "n_jumps": "jumps of dimension, all tracked layers together",
     "largest_jump": "largest jump, in standard deviations of the noise",
     "growth_r2": "share of the variance of the dimension that a logistic curve explains",
@@ -84,16 +85,19 @@ def compare_runs(
     Returns
     -------
     Dataset
-        Over ``run``, with the coordinates ``group`` and ``layer``:
+        Over ``run``, with the coordinates ``group``, ``layer`` and ``last_checkpoint``, the step that what is said of
+        the end is about: look at it before a run that was stopped is compared with one that was not.
 
         `SCALARS`
-            ``final_accuracy`` with ``_low`` and ``_high``, ``final_loss``; ``area``, mean accuracy over the examples
-            seen; ``n_jumps`` in ``n_tracked_layers`` layers, ``largest_jump`` and ``first_jump_phase``; ``growth_r2``
-            of the dimension; ``separability_...`` as of `disentanglement` at the last checkpoint. NaN where a run was
-            not tracked, or nothing grows.
+            ``final_accuracy`` with ``_low`` and ``_high``, ``final_loss``; ``area``, mean accuracy over the steps that
+            all runs measured; ``n_jumps`` in ``n_tracked_layers`` layers, those without NaN, ``largest_jump`` and
+            ``first_jump_phase``; ``growth_r2`` of the dimension, NaN where it does not grow beyond noise;
+            ``separability_...`` as of `disentanglement` at the last checkpoint. Jumps are NaN without a
+            tracked training.
         ``examples_to`` (run, fraction)
             Examples seen when accuracy first reached this fraction of its final value, the median of the last 5% of
-            measurements; a running median of five is compared.
+            measurements; a running median of five is compared. NaN with fewer than 20 measurements. Of few classes half
+            of the final accuracy is near chance, and reached at once.
         ``dimension``, ``learned`` (run, at)
             `measure` of the layer, and accuracy, interpolated at no more than 100 places that all runs reached.
             Accuracy is that on the validation set where training was tracked, else on the probe set.
@@ -116,15 +120,22 @@ def compare_runs(
     one_of("measure", measure, MEASURES)
     level = require_level(confidence)
     named = named_stores(stores)
+    strange = [name for name in layer if name not in named] if isinstance(layer, Mapping) else []
+    if strange:
+        raise NotFoundError(f"layer names the run {strange[0]!r}: the runs are {', '.join(named)}.")
+    if groups is not None and (isinstance(groups, str) or len(groups) != len(named)):
+        raise InvalidInputError(f"groups are {groups!r} for {len(named)} runs: give a list with one for each.")
     found: dict[str, dict[str, Any]] = {}
     for done, (name, store) in enumerate(named.items(), 1):
         chosen = layer_of(store, layer.get(name) if isinstance(layer, Mapping) else layer)
         found[name] = one_run(store, chosen, by, measure, level, seed, memory)
         if progress is not None:
             progress(done, len(named))
+    shared = min(one["last_step"] for one in found.values())
+    for one in found.values():
+        reached = one["steps"] <= shared
+        one["area"] = area(one["steps"][reached], one["learned"][reached])
     called = [one["group"] for one in found.values()] if groups is None else [str(one) for one in groups]
-    if len(called) != len(found):
-        raise InvalidInputError(f"groups are {called} for {len(found)} runs: give one for each.")
     grid = _grid([one["places"] for one in found.values()], by)
     result = xr.Dataset(
         {
@@ -136,6 +147,7 @@ def compare_runs(
             },
         },
         {
+            "last_checkpoint": (RUN, [one["last_checkpoint"] for one in found.values()]),
             RUN: list(found), "group": (RUN, called), LAYER: (RUN, [one["layer"] for one in found.values()]),
             "fraction": list(FRACTIONS), AT: grid,
         },
@@ -185,19 +197,36 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
 
 
 def named_stores(stores: Any) -> dict[str, Store]:
-    """Return stores by the names of their runs: those of `Runs`, or of files."""
+    """Return stores by the names of their runs: those of `Runs` or of a mapping, or of files.
+
+    Raises
+    ------
+    InvalidInputError
+        They are fewer than two, or one of them is there twice.
+    NotFoundError
+        There is no store.
+    """
+    if isinstance(stores, str | os.PathLike):
+        stores = sorted(glob.glob(os.fspath(stores)))  # noqa: PTH207 - a glob may begin anywhere
     if isinstance(stores, Runs):
-        return dict(stores.stores)
+        stores = stores.stores
     if isinstance(stores, Mapping):
-        found = dict(stores)
+        found = {str(name): _opened(one) for name, one in stores.items()}
     else:
-        opened = [one if isinstance(one, Store) else open_store(one) for one in stores]
-        found = {Path(one.path).name.removesuffix(".zarr"): one for one in opened}
-        if len(found) < len(opened):
-            found = {one.path: one for one in opened}
+        opened = [_opened(one) for one in stores]
+        paths = [one.path for one in opened]
+        twice = next((path for path in paths if paths.count(path) > 1), None)
+        if twice is not None:
+            raise InvalidInputError(f"{twice} is given twice: give each run once.")
+        names = [Path(path).name.removesuffix(".zarr") for path in paths]
+        found = dict(zip(names if len(set(names)) == len(names) else paths, opened, strict=True))
     if len(found) < 2:
         raise InvalidInputError(f"There is {len(found)} run: a comparison needs two or more.")
     return found
+
+
+def _opened(one: Any) -> Store:
+    return one if isinstance(one, Store) else open_store(one)
 
 
 def _numbers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -207,6 +236,8 @@ def _numbers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _grid(places: Sequence[F64], by: Align) -> F64:
     """Places that every run reached, in order."""
     low, high = max(one.min() for one in places), min(one.max() for one in places)
+    if min(len(one) for one in places) < 2:
+        raise InvalidInputError("A run has one checkpoint and no tracked training: there is no curve to compare.")
     if not low < high:
         raise InvalidInputError(f"The runs share no {by}: align them by another of step, examples and loss.")
     if by == "loss":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -54,26 +55,29 @@ def smooth_pairs(
     -------
     Dataset
         As of `ndt_query.smoothness`, over ``pair``: the n-th run of one group beside the n-th of another, with the
-        coordinates ``first`` and ``second`` (names of runs), ``first_group`` and ``second_group``. No pair where
-        fewer than two groups have a tracked training.
+        coordinates ``first`` and ``second`` (names of runs), ``first_group`` and ``second_group``. Runs that were not
+        tracked, or have no counterpart, are in no pair.
 
     Notes
     -----
     Trajectories are of the participation ratio of the compared layer, at the steps that both measured.
     """
     opened = named_stores(stores)
-    tracked: dict[str, dict[str, xr.DataArray]] = {}
+    tracked: dict[str, dict[int, tuple[str, xr.DataArray]]] = {}
+    counts: Counter[str] = Counter()
     for name, group, layer in zip(*(comparison[key].values for key in (RUN, "group", LAYER)), strict=True):
-        store = opened[str(name)]
+        store, number = opened[str(name)], counts[str(group)]
+        counts[str(group)] += 1
         if TRAINING_GROUP in store.catalogue.supplements:
             training = store.training
             if MEASURE in training and str(layer) in training[LAYER].values:
                 series = training[MEASURE].sel({LAYER: str(layer)}, drop=True)
-                tracked.setdefault(str(group), {})[str(name)] = series
+                tracked.setdefault(str(group), {})[number] = str(name), series
     found: list[xr.Dataset] = []
     labels: list[tuple[str, str, str, str]] = []
     for (one, firsts), (other, seconds) in itertools.combinations(tracked.items(), 2):
-        for (first, a), (second, b) in zip(firsts.items(), seconds.items(), strict=False):
+        for number in sorted(firsts.keys() & seconds.keys()):
+            (first, a), (second, b) = firsts[number], seconds[number]
             both = xr.align(a, b, join="inner")
             try:
                 found.append(smoothness(*both, seed=seed))

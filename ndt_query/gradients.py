@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ndt_query.intervals import mean_ci, require_level
 from ndt_query.layers import each_layer, software
 from ndt_store.dims import CHECKPOINT, EXAMPLE, GRADIENTS, LAYER, PARAMETER, PARAMETER_ARRAYS
-from ndt_store.errors import DimensionError, NotFoundError
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
 __all__ = ["MODULE", "gradient_flow", "module_of"]
@@ -79,6 +79,8 @@ def gradient_flow(store: Store | xr.Dataset, *, confidence: float = 0.95) -> xr.
     (('checkpoint', 'module'), ['0', '1'], 1.0)
     """
     level = require_level(confidence)
+    if not isinstance(store, Store | xr.Dataset):
+        raise InvalidInputError(f"Gradients are those of a Store, or its .parameters: got {type(store).__name__}.")
     given = (store.parameters if isinstance(store, Store) else store).compute()
     missing = [name for name in PARAMETER_ARRAYS if name not in given or given[name].dims != (CHECKPOINT, PARAMETER)]
     if missing or SIZE not in given.variables:

@@ -28,6 +28,7 @@ from ndt_store.reader import Store
 __all__ = ["LEFT_OUT", "mlp_study"]
 
 LEFT_OUT: Final = "left_out"
+NEEDED: Final = ("performance", "dimensionality")
 N_MOMENTS: Final = 8
 MEASURES: Final = ("accuracy", "silhouette", "separation")
 
@@ -56,7 +57,7 @@ def mlp_study(
     checkpoints : sequence of int, optional
         By default all. Let the first be that of the untrained network.
     k : int
-        Components that span a subspace; layers of fewer units are left out of what is asked about subspaces.
+        Components that span a subspace; layers without more units are left out of what is asked about subspaces.
     seed : int
         Of folds and nulls.
     progress : callable, optional
@@ -76,7 +77,7 @@ def mlp_study(
     Raises
     ------
     NotFoundError
-        A layer or checkpoint is not there.
+        A layer or checkpoint is not there, or no labels and predictions are.
     InvalidInputError
         There is one checkpoint only.
 
@@ -85,12 +86,15 @@ def mlp_study(
     One pass over each layer for dimension, subspaces and CKA, less where Gram views are there, and one for
     disentanglement, which takes longest: about half a second for each layer and moment of 2,000 examples.
     """
+    if not isinstance(store, Store):
+        raise InvalidInputError(f"A study is of a Store, which open_store gives: got {type(store).__name__}.")
     held = training_checkpoints(store)
     require_count("k", k, 1)
     able, wanted = dict(each_layer(store)), as_names(layers)
     missing = [name for name in wanted or [] if name not in able]
-    if missing:
-        raise NotFoundError(f"{store.path} has no activations of {', '.join(missing)}: it has {', '.join(able)}.")
+    if missing or wanted == []:
+        named = ", ".join(missing) or "no layer"
+        raise NotFoundError(f"{store.path} has no activations of {named}: it has {', '.join(able)}.")
     chosen = {name: able[name] for name in (able if wanted is None else wanted)}
     steps = held if checkpoints is None else sorted(set(checkpoints))
     require_steps(next(iter(chosen.values())), steps)
@@ -120,6 +124,8 @@ def mlp_study(
         try:
             nodes[name] = ask().compute()
         except (DimensionError, InvalidInputError, NotFoundError) as error:
+            if name in NEEDED:
+                raise
             # What was not captured or tracked, or is too short, is no fault of what else there is.
             left_out[name] = str(error)
         if progress is not None:

@@ -14,7 +14,7 @@ from ndt_query.geometry import dimensionality
 from ndt_query.growth import LEAST, fit_growth
 from ndt_query.jump_moments import characterise_jumps
 from ndt_query.jumps import detect_jumps
-from ndt_query.kernels.curves import area, first_reached
+from ndt_query.kernels.curves import first_reached
 from ndt_query.layers import each_layer
 from ndt_query.performance import performance
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, LAYER, STEP, TRAINING_GROUP
@@ -65,24 +65,31 @@ def one_run(
         )
     examples = steps * float(batch if batch is not None else math.nan)
     places = {"step": steps, "examples": examples, "loss": -np.fmin.accumulate(loss)}[by]
-    enough = len(steps) >= LEAST
-    r2 = float(fit_growth(dimension, steps, seed=seed, n_resamples=20, n_null=99)["r2"]) if enough else math.nan
+    known = np.isfinite(places)
+    if known.sum() < min(2, len(places)):
+        raise InvalidInputError(f"{store.path} has no finite {by} at two measurements or more: align by another.")
+    r2 = math.nan
+    if len(steps) >= LEAST and np.isfinite(dimension).all():
+        growth = fit_growth(dimension, steps, seed=seed, n_resamples=20, n_null=99)
+        r2 = float(growth["r2"]) if bool(growth["growth"]) else math.nan
     return {
         "group": str(dict(identity.get("recipe", {})).get("name") or identity.get("model", "")),
         "layer": layer,
+        "last_checkpoint": int(store.checkpoints[-1]),
+        "last_step": int(steps[-1]),
         "final_accuracy": float(last["accuracy"]),
         "final_accuracy_low": float(last["accuracy_low"]),
         "final_accuracy_high": float(last["accuracy_high"]),
         "final_loss": float(last["loss"]),
-        "area": area(steps, accuracy),
         "growth_r2": r2,
         "dimension_final": float(dimension[-1]),
         **{f"separability_{name}": float(apart[name]) for name in SEPARABILITY},
         **jumped,
         "examples_to": first_reached(examples, accuracy, FRACTIONS),
-        "places": places,
-        "dimension": dimension,
-        "learned": accuracy,
+        "places": places[known],
+        "dimension": dimension[known],
+        "learned": accuracy[known],
+        "steps": steps[known],
     }
 
 
@@ -94,9 +101,14 @@ def _curves(
         training = store.training
         if {measure, *VALIDATED} <= set(training) and layer in training[LAYER].values:
             rows = [training[measure].sel({LAYER: layer}), *(training[name] for name in VALIDATED)]
-            jumped = {"n_jumps": math.nan, "n_tracked_layers": float(training.sizes[LAYER])}
-            if training.sizes[STEP] >= LEAST_TRACKED:
-                jumped |= _jumps(detect_jumps(training, measure=measure, seed=seed))
+            jumped = {"n_jumps": math.nan}
+            # A layer that does not vary at some measurement has no dimension there, and no series to look at.
+            whole = training[measure].isel(
+                {LAYER: np.isfinite(training[measure].transpose(STEP, LAYER).values).all(axis=0)}
+            )
+            jumped["n_tracked_layers"] = float(whole.sizes[LAYER])
+            if training.sizes[STEP] >= LEAST_TRACKED and whole.sizes[LAYER]:
+                jumped |= _jumps(detect_jumps(whole, measure=measure, seed=seed))
             values = [np.asarray(one.values, np.float64) for one in rows]
             return training[STEP].values.astype(np.float64), values[0], values[1], values[2], _filled(jumped)
     found = dimensionality(store[layer][ACTIVATIONS], interval="none", memory=memory)[measure].values

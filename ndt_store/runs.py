@@ -71,7 +71,8 @@ class Runs:
     """Stores side by side. Make one with `open_runs`.
 
     Indexing with a layer's name gives that layer of all runs as a lazy `xarray.Dataset` with a dimension ``run``.
-    Questions of `ndt_query` that are asked of a store are asked of each run, and their answers stacked along ``run``.
+    Questions of `ndt_query` about activations, such as `dimensionality`, `dead_units` or `disentanglement`, are asked
+    of each run, and their answers stacked along ``run``; others take the `stores` one by one.
 
     Parameters
     ----------
@@ -81,10 +82,13 @@ class Runs:
 
     def __init__(self, stores: Mapping[str, Store]) -> None:
         self._stores = dict(stores)
+        if not self._stores:
+            raise NotFoundError("There is no run: give at least one store.")
         first_name, first = next(iter(self._stores.items()))
         for name, one in self._stores.items():
             same = np.array_equal(one.examples, first.examples) and np.array_equal(one.labels, first.labels)
-            if not same:
+            digests = {_digest(first), _digest(one)} - {""}
+            if not same or len(digests) > 1:
                 raise DimensionError(
                     f"Run {name!r} has other examples than {first_name!r}: runs are compared on the same probe set."
                 )
@@ -182,6 +186,11 @@ class RunView:
 
     def __getitem__(self, layer: str) -> xr.Dataset:
         return self._store[layer].sel(checkpoint=self._steps)
+
+
+def _digest(store: Store) -> str:
+    """Digest of the probe set, "" where the store was not captured from one."""
+    return str(dict(store.provenance.get("identity", {})).get("dataset_digest", ""))
 
 
 def _shapes(store: Store, layer: str) -> dict[str, dict[str, int]]:

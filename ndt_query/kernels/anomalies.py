@@ -24,6 +24,7 @@ __all__ = ["Band", "band", "between"]
 F64 = NDArray[np.float64]
 
 LEAST_WINDOW: Final = 40
+MOST_WINDOW: Final = 400
 SHARE: Final = 0.25
 MEDIAN_TO_SCALE: Final = 1.4826
 INNER, OUTER = 0.5, 0.95
@@ -71,7 +72,7 @@ def band(values: F64, *, width: int, block: int, n_resamples: int, seed: int) ->
     trend = between(values, width)
     residuals = values - trend
     n = len(values)
-    reach = max(LEAST_WINDOW, math.ceil(SHARE * n)) // 2
+    reach = min(max(LEAST_WINDOW, math.ceil(SHARE * n)), MOST_WINDOW) // 2
     rng = np.random.default_rng(seed)
     scales = np.empty((n, n_resamples))
     gap = max(block, width // 2)

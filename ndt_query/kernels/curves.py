@@ -14,6 +14,7 @@ __all__ = ["area", "first_reached", "resampled", "smooth"]
 F64 = NDArray[np.float64]
 
 WIDTH: Final = 5
+LEAST: Final = 20
 LAST_SHARE: Final = 0.05
 
 
@@ -28,11 +29,14 @@ def smooth(values: F64) -> F64:
 def first_reached(places: F64, values: F64, fractions: Sequence[float]) -> F64:
     """Place at which a smoothed curve first reached fractions of its final value, by linear interpolation.
 
-    The final value is the median of the last 5% of values, five at least. NaN where it never got there.
+    The final value is the median of the last 5% of values, three at least. NaN where it never got there, and all NaN of
+    fewer than `LEAST` values, of which a median of neighbours and a final value would be made of the same.
     """
-    curve = smooth(values)
-    final = float(np.median(values[-max(WIDTH, math.ceil(LAST_SHARE * len(values))) :]))
     found = np.full(len(fractions), math.nan)
+    last = values[-max(3, math.ceil(LAST_SHARE * len(values))) :]
+    if len(values) < LEAST or np.isnan(last).all():
+        return found
+    curve, final = smooth(values), float(np.nanmedian(last))
     for n, fraction in enumerate(fractions):
         level = fraction * final
         above = np.flatnonzero(curve >= level)
@@ -54,7 +58,7 @@ def area(places: F64, values: F64) -> float:
 
 
 def resampled(places: F64, values: F64, grid: F64) -> F64:
-    """Values at other places, by linear interpolation; of places that stand still the last counts."""
-    keep = np.append(np.diff(places) > 0, True)
-    found: F64 = np.interp(grid, places[keep], values[keep])
+    """Values at other places, by linear interpolation, NaN beyond; of places that stand still the first counts."""
+    keep = np.insert(np.diff(places) > 0, 0, True)
+    found: F64 = np.interp(grid, places[keep], values[keep], left=math.nan, right=math.nan)
     return found

@@ -47,6 +47,11 @@ def test_a_study__runs_every_seed_once_and_compares_them(recipes, tmp_path, caps
     assert code == 0, told
     assert told.count("its report is there") == 4
     assert (out / "small-seed1.zarr" / "zarr.json").stat().st_mtime_ns == written
+    recipes[0].write_text(running.RECIPE.replace("[16, 16]", "[8, 8]"))
+    code, _, told = run(capsys, "study", *recipes, "--seeds", 2, "--out", out)
+    recipes[0].write_text(running.RECIPE)
+    assert code == 2
+    assert "was made with model = " in told
 
 
 def test_a_study__of_one_run_or_of_one_name_twice_is_refused_before_it_begins(recipes, tmp_path, capsys):

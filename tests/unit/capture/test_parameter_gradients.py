@@ -12,7 +12,7 @@ from capture.parameter_gradients import gradient_statistics, held_norms
 from capture.probe import as_probe
 from ndt_store import open_store, open_training
 from ndt_store.dims import PARAMETER_ARRAYS
-from ndt_store.errors import InvalidInputError, NotFoundError, ResumeMismatchError
+from ndt_store.errors import CaptureError, InvalidInputError, NotFoundError, ResumeMismatchError
 from ndt_store.verify import verify
 
 CPU = torch.device("cpu")
@@ -144,3 +144,31 @@ def test_tracking__keeps_norms_of_the_batch_that_was_trained_on(model, data, tmp
     assert norms.dims == ("step", "parameter")
     assert norms.sel(step=0).isnull().all()
     np.testing.assert_allclose(norms.sel(step=5), held_norms(model))
+
+
+def test_statistics__of_half_precision_do_not_depend_on_the_batch(data):
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).half()
+    inputs = (200 * data[0]).half().repeat(12, 1), data[1].repeat(12)
+    whole, parts = (gradient_statistics(half, as_probe(inputs), batch_size=n, device=CPU) for n in (600, 6))
+    assert np.isfinite(whole["gradient_norm"]).all()
+    np.testing.assert_allclose(whole["gradient_norm"], parts["gradient_norm"], rtol=0.02)
+
+
+def test_statistics__pass_over_empty_parameters_and_refuse_a_forward_without_a_graph(data):
+    class Closed(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return super().forward(x)
+
+    with pytest.raises(CaptureError, match="may run under torch.no_grad"):
+        gradient_statistics(Closed(6, 3), as_probe(data), batch_size=20, device=CPU)
+    net = nn.Linear(6, 3)
+    net.empty = nn.Parameter(torch.empty(0))
+    assert gradient_statistics(net, as_probe(data), batch_size=20, device=CPU)["gradient_norm"].shape == (2,)
+
+
+def test_held_norms__of_sparse_gradients_are_those_of_dense_ones():
+    net = nn.Embedding(5, 3, sparse=True)
+    net(torch.tensor([1, 1, 4])).sum().backward()
+    np.testing.assert_allclose(held_norms(net), [net.weight.grad.to_dense().norm().item()])

@@ -61,11 +61,14 @@ def test_curves__are_those_of_their_definitions():
     np.testing.assert_allclose(first_reached(places, rising, (0.5, 0.9)), expected, atol=0.1)
     assert np.isnan(first_reached(places, np.full(100, math.nan), (0.5,))).all()
     assert first_reached(places, np.ones(100), (0.5,)).tolist() == [0.0]
+    assert np.isnan(first_reached(np.arange(5.0), np.array([0.1, 0.5, 0.8, 0.9, 0.95]), (0.5,))).all()
     spike = np.zeros(100)
     spike[50] = 1.0
     assert smooth(spike).max() == 0
     np.testing.assert_allclose(area(places, rising), np.trapezoid(rising, places) / 99)
-    np.testing.assert_array_equal(resampled(np.array([0.0, 1, 1, 2]), np.array([0.0, 5, 7, 9]), np.array([1.0])), [7])
+    np.testing.assert_array_equal(
+        resampled(np.array([0.0, 1, 1, 2]), np.array([0.0, 5, 7, 9]), np.array([1.0, 3.0])), [5, np.nan]
+    )
 
 
 def test_comparison__of_a_run_that_learns_twice_as_fast(stores, compared):
@@ -135,6 +138,44 @@ def test_comparison__of_stores_that_were_not_tracked_goes_by_checkpoints(tmp_pat
     assert found["group"].values.tolist() == ["simulated"] * 2
 
 
+def test_comparison__of_noise_has_no_growth_and_of_a_broken_layer_goes_on(stores, tmp_path):
+    path = tmp_path / "noise.zarr"
+    simulate_store(path, checkpoints=(0, 395), n_examples=30, layers=LAYERS)
+    rng = np.random.default_rng(0)
+    rows = {"participation_ratio": Column(("layer",)), "validation_loss": Column(), "validation_accuracy": Column()}
+    with SeriesWriter.open(path, rows=rows, coords={"layer": list(LAYERS)}) as writer:
+        for step in STEPS:
+            value = 5 + 0.1 * rng.standard_normal(2)
+            value[1] = np.nan if step == 50 else value[1]
+            writer.append(int(step), participation_ratio=value, validation_loss=2.0, validation_accuracy=0.5)
+    found = nq.compare_runs({"noise": open_store(path), "slow": stores["slow 0"]})
+    assert np.isnan(found["growth_r2"].sel(run="noise"))
+    assert found["n_tracked_layers"].values.tolist() == [1.0, 2.0]
+    assert found["last_checkpoint"].values.tolist() == [395, 395]
+
+
+def test_comparison__is_of_steps_that_all_runs_measured(stores, tmp_path):
+    short = tracked(tmp_path / "short.zarr", 1.0)
+    kept = short.training.isel(step=slice(40))
+    path = tmp_path / "stopped.zarr"
+    simulate_store(path, checkpoints=(0, 195), n_examples=30, layers=LAYERS)
+    rows = {"participation_ratio": Column(("layer",)), "validation_loss": Column(), "validation_accuracy": Column()}
+    with SeriesWriter.open(path, rows=rows, coords={"layer": list(LAYERS)}) as writer:
+        for step in kept["step"].values:
+            writer.append(int(step), **{name: kept[name].sel(step=step).values for name in rows})
+    found = nq.compare_runs({"whole": stores["slow 0"], "stopped": open_store(path)})
+    assert float(found["area"].diff("run")[0]) == pytest.approx(0, abs=1e-9)
+    assert found["last_checkpoint"].values.tolist() == [395, 195]
+
+
+def test_smooth_pairs__keep_the_number_of_a_seed(stores, tmp_path):
+    untracked = simulate_store(tmp_path / "b.zarr", checkpoints=(0, 395), n_examples=30, layers=LAYERS).store
+    runs = {"a0": stores["slow 0"], "a1": untracked, "a2": stores["slow 1"], "b0": stores["fast 0"],
+            "b1": stores["fast 1"]}  # fmt: skip
+    pairs = nq.smooth_pairs(runs, nq.compare_runs(runs, groups=["a", "a", "a", "b", "b"]))
+    assert list(zip(pairs["first"].values, pairs["second"].values, strict=True)) == [("a0", "b0")]
+
+
 def test_comparison__of_few_checkpoints_has_no_fit_of_growth(tmp_path):
     for name in "ab":
         simulate_store(tmp_path / f"{name}.zarr", checkpoints=(0, 10), n_examples=30, layers=LAYERS)
@@ -156,8 +197,18 @@ def test_comparison__names_what_is_wrong(stores, tmp_path):
     one = {"slow 0": stores["slow 0"]}
     with pytest.raises(InvalidInputError, match="There is 1 run: a comparison needs two"):
         nq.compare_runs(one)
-    with pytest.raises(InvalidInputError, match="groups are .* for 4 runs"):
-        nq.compare_runs(stores, groups=["a"])
+    for groups in (["a"], "abcd"):
+        with pytest.raises(InvalidInputError, match="groups are .* for 4 runs"):
+            nq.compare_runs(stores, groups=groups)
+    with pytest.raises(NotFoundError, match="layer names the run 'slow 9'"):
+        nq.compare_runs(stores, layer={"slow 9": "relu"})
+    with pytest.raises(InvalidInputError, match="is given twice"):
+        nq.compare_runs([stores["slow 0"], stores["fast 0"], stores["slow 0"]])
+    single = [
+        simulate_store(tmp_path / f"{n}.zarr", checkpoints=(0,), n_examples=30, layers=LAYERS).store for n in "xy"
+    ]
+    with pytest.raises(InvalidInputError, match="one checkpoint and no tracked training"):
+        nq.compare_runs(single)
     with pytest.raises(NotFoundError, match="no activations of 'conv': it has relu, classifier"):
         nq.compare_runs(stores, layer="conv")
     with pytest.raises(InvalidInputError, match="how many examples a step takes"):

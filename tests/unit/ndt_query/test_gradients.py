@@ -243,3 +243,44 @@ def test_command__says_what_is_missing(capsys, tmp_path):
     assert "capture the kind 'parameters'; ask for --anomalies" in err
     assert run(capsys, "gradients", tmp_path / "r.zarr", "--anomalies")[0] == 2
     assert open_store(tmp_path / "r.zarr").layers
+
+
+def test_anomalies__of_clipped_norms_are_refused(rng):
+    clipped = np.minimum(np.exp(0.5 * rng.standard_normal(300) + 0.7), 1.0) * (1 - 1e-7 * rng.random(300))
+    with pytest.raises(InvalidInputError, match="they look clipped; track them before"):
+        nq.gradient_anomalies(series(np.log(clipped)))
+    with pytest.raises(InvalidInputError, match="they look clipped"):
+        nq.gradient_anomalies(series(np.where(np.arange(300) == 100, 1e-9, 0.0)))
+
+
+def test_anomalies__of_a_parameter_that_turns_nan_are_no_numbers(store):
+    training = store.training.load()
+    norms = training["gradient_norm"].values.copy()
+    norms[0], norms[:, 1] = np.nan, np.nan  # before the first update, and a frozen parameter
+    training["gradient_norm"] = (training["gradient_norm"].dims, norms.copy())
+    assert nq.gradient_anomalies(training).sizes["step"] == 119
+    norms[50, 2] = np.nan
+    training["gradient_norm"] = (training["gradient_norm"].dims, norms)
+    with pytest.raises(InvalidInputError, match="NaN or infinite at 1 of 119 measurements, the first at step 250"):
+        nq.gradient_anomalies(training)
+
+
+def test_anomalies__look_for_jumps_in_what_was_tracked(store, rng):
+    training = store.training.load()
+    n = training.sizes["step"]
+    grown = 5 + 0.05 * rng.standard_normal(n) + 3.0 * (np.arange(n) >= 60)
+    dims = training["participation_ratio"].dims
+    broken = np.tile(grown[:, None], (1, training.sizes["layer"]))
+    broken[7, 1] = np.nan  # a layer that does not vary at one measurement
+    renamed = training.drop_vars("participation_ratio").assign(stable_rank=(dims, broken))
+    renamed["gradient_norm"][0] = np.nan
+    assert 300 in nq.gradient_anomalies(renamed)["jump_step"].values
+    with pytest.raises(DimensionError, match="jumps has no variable 'step'"):
+        nq.gradient_anomalies(renamed, jumps=xr.Dataset())
+
+
+def test_flow_and_anomalies__of_a_path_say_what_they_are_asked_of():
+    with pytest.raises(InvalidInputError, match="those of a Store, or its .parameters: got str"):
+        nq.gradient_flow("run.zarr")
+    with pytest.raises(InvalidInputError, match="got str"):
+        nq.gradient_anomalies("run.zarr")

@@ -86,6 +86,10 @@ def test_study__names_what_is_wrong(store, tmp_path):
         nq.mlp_study(store, checkpoints=[10])
     with pytest.raises(InvalidInputError, match="k=0"):
         nq.mlp_study(store, k=0)
+    with pytest.raises(NotFoundError, match="no activations of no layer"):
+        nq.mlp_study(store, layers=[])
+    with pytest.raises(InvalidInputError, match="a Store, which open_store gives: got str"):
+        nq.mlp_study("a/path")
     one = simulate_store(tmp_path / "one.zarr", checkpoints=(0,)).store
     with pytest.raises(InvalidInputError, match="1 committed checkpoints"):
         nq.mlp_study(one)

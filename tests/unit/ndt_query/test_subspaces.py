@@ -158,6 +158,28 @@ def test_drift__keeps_its_level_where_nothing_is_abrupt():
     assert (np.array(p) <= 0.05).mean() <= 0.1
 
 
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "exponential"])
+def test_drift__keeps_its_level_whatever_the_turns_are_like(kind):
+    from ndt_query.subspaces import _smooth, _surrogates
+
+    abrupt = 0
+    for number in range(100):
+        rng = np.random.default_rng(number)
+        drawn = {"normal": 1 + 0.25 * rng.standard_normal(19), "lognormal": np.exp(0.5 * rng.standard_normal(19)),
+                 "exponential": rng.exponential(size=19)}[kind]  # fmt: skip
+        null = np.array([_smooth(one) for one in _surrogates(np.abs(drawn), 99, number)])
+        abrupt += ((null <= _smooth(np.abs(drawn))).sum() + 1) / 100 <= 0.05
+    assert abrupt <= 11  # of 100 at 5%, twelve or more come by chance less than once in 200
+
+
+def test_drift__asks_for_checkpoints_in_order(rng):
+    acts = labelled(rng.standard_normal((5, 40, 4)))
+    with pytest.raises(InvalidInputError, match="not in order of training"):
+        nq.subspace_drift(acts.isel(checkpoint=[3, 1, 0, 4, 2]), k=2)
+    with pytest.raises(InvalidInputError, match="n_surrogates"):
+        nq.subspace_drift(acts, k=2, n_surrogates=0)
+
+
 def test_subspaces__name_what_is_wrong(rng, tmp_path):
     acts = labelled(rng.standard_normal((2, 30, 6)))
     with pytest.raises(InvalidInputError, match=r"n_components=7: 30 samples of 6 features have at most 6"):

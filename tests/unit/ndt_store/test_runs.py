@@ -91,6 +91,8 @@ def test_runs__that_cannot_be_compared_are_refused(made, tmp_path):
     other = simulate_store(tmp_path / "a.zarr", n_examples=11, layers=LAYERS).store
     with pytest.raises(DimensionError, match="Run 'a' has other examples than 'net-seed0'"):
         ndt_store.open_runs([first, other])
+    with pytest.raises(NotFoundError, match="There is no run"):
+        ndt_store.open_runs([])
     wide = simulate_store(tmp_path / "b.zarr", layers={"conv": (4, 4, 4)}, checkpoints=(0,)).store
     with pytest.raises(DimensionError, match="Layer 'conv' of run 'b' has .*compare_runs"):
         ndt_store.open_runs([first, wide])
