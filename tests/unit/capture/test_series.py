@@ -103,7 +103,7 @@ def test_tracking__keeps_a_row_at_0_and_every_n_steps(data: ImageData, tmp_path:
     found = rows(tmp_path)
     assert found["step"].values.tolist() == [0, 2, 4, 6, 8, 10, 12]
     assert found["layer"].values.tolist() == ["0", "2", "5"]
-    columns = {"loss", "accuracy", "validation_loss", "validation_accuracy", "weights_fingerprint"}
+    columns = {"loss", "accuracy", "validation_loss", "validation_accuracy", "weights_fingerprint", "gradient_norm"}
     assert set(found.data_vars) == {*columns, *MEASURES}
     for name in MEASURES:
         assert found[name].dims == ("step", "layer")

@@ -192,7 +192,7 @@ def test_report__shows_a_dash_for_what_a_nan_hides(tmp_path, rng):
     values = rng.random((3, 12, 10))
     values[1, 0, 0] = np.nan
     store = simulate_store(tmp_path / "run.zarr", layers={"fc": (10,)}, planted={"layers/fc/activations": values}).store
-    cells = Page(nq.report(store, tmp_path / "out").read_text()).cells
+    cells = Page(nq.report(store, tmp_path / "out", study=False).read_text()).cells
     assert [cells[i : i + 7][4:] for i in (0, 7, 14)][1] == ["–", "–", "–"]
 
 
@@ -260,11 +260,15 @@ def test_report__of_a_cnn_has_its_study(studied, simulated, tmp_path):
         xr.testing.assert_equal(one, two)
 
 
-def test_report__of_no_cnn_has_no_study(tmp_path):
+def test_report__of_no_cnn_has_no_study_of_one(tmp_path):
     flat = simulate_store(tmp_path / "flat.zarr", layers={"fc": (6,)}).store
     text = nq.report(flat, tmp_path / "flat").read_text()
     assert "What emerges" not in text
-    assert [path.name for path in (tmp_path / "flat").iterdir()] == ["index.html"]
+    assert "How representations change" in text
+    assert sorted(path.name for path in (tmp_path / "flat").iterdir()) == ["index.html", "mlp"]
+    once = simulate_store(tmp_path / "once.zarr", layers={"fc": (6,)}, checkpoints=(0,)).store
+    assert "How representations change" not in nq.report(once, tmp_path / "once").read_text()
+    assert [path.name for path in (tmp_path / "once").iterdir()] == ["index.html"]
 
 
 def test_report__says_why_a_study_is_left_out(simulated, tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ def test_study__names_what_is_wrong(store, tmp_path):
         nq.cnn_study(store, layers=["conv9"])
     with pytest.raises(NotFoundError, match="no checkpoint 11"):
         nq.cnn_study(store, checkpoints=[0, 11])
-    with pytest.raises(NotFoundError, match="pass what cnn_study or transformer_study gave"):
+    with pytest.raises(NotFoundError, match="pass what cnn_study, transformer_study or mlp_study gave"):
         study_figures(xr.DataTree())
     single = simulate_store(tmp_path / "r.zarr", checkpoints=(0,)).store
     with pytest.raises(InvalidInputError, match="1 committed checkpoints"):

@@ -198,7 +198,7 @@ def test_study__names_what_is_wrong(store, study, tmp_path):
         nq.transformer_study(store, layers=["enc.9"])
     with pytest.raises(NotFoundError, match="no checkpoint 11"):
         nq.transformer_study(store, checkpoints=[0, 11])
-    with pytest.raises(NotFoundError, match="pass what cnn_study or transformer_study gave"):
+    with pytest.raises(NotFoundError, match="pass what cnn_study, transformer_study or mlp_study gave"):
         kind_of(xr.DataTree())
     with pytest.raises(DimensionError, match="pass that of mean_pattern"):
         nq.plot.attention_patterns(study["measures"].to_dataset())
