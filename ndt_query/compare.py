@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,8 +70,8 @@ def compare_runs(
     layer : str or mapping of run to str, optional
         Whose dimension and separability are compared; by default the last layer before the class scores.
     by : {"step", "examples", "loss"}
-        What trajectories are aligned by: training steps, examples seen (steps times batch), or the least validation
-        loss so far, so that runs are compared where they had learned as much.
+        What trajectories are aligned by: training steps, examples seen (steps times batch), or the least loss so far,
+        so that runs are compared where they had learned as much.
     measure : str
         Of dimension.
     confidence : float
@@ -90,26 +91,29 @@ def compare_runs(
 
         `SCALARS`
             ``final_accuracy`` with ``_low`` and ``_high``, ``final_loss``; ``area``, mean accuracy over the steps that
-            all runs measured; ``n_jumps`` in ``n_tracked_layers`` layers, those without NaN, ``largest_jump`` and
-            ``first_jump_phase``; ``growth_r2`` of the dimension, NaN where it does not grow beyond noise;
-            ``separability_...`` as of `disentanglement` at the last checkpoint. Jumps are NaN without a
-            tracked training.
+            all runs measured; ``n_jumps`` in ``n_tracked_layers`` layers, those without NaN, ``largest_jump``, 0 where
+            there is none, and ``first_jump_phase``; ``growth_r2`` of the dimension, NaN where it does not grow beyond
+            noise; ``separability_...`` as of `disentanglement` at the last checkpoint. Jumps are NaN where `measure`
+            was not tracked 30 times, accuracy and loss where a model has no class scores, and separability where the
+            probe set has no two classes, or fewer than five examples of one.
         ``examples_to`` (run, fraction)
             Examples seen when accuracy first reached this fraction of its final value, the median of the last 5% of
             measurements; a running median of five is compared. NaN with fewer than 20 measurements. Of few classes half
             of the final accuracy is near chance, and reached at once.
         ``dimension``, ``learned`` (run, at)
             `measure` of the layer, and accuracy, interpolated at no more than 100 places that all runs reached.
-            Accuracy is that on the validation set where training was tracked, else on the probe set.
+            Both, and the loss, are those on the validation set where training tracked them with `measure`, else those
+            on the probe set at the checkpoints. A measurement that is NaN is passed over.
 
-        ``at`` is in the units of `by`, logarithmic for steps and examples.
+        ``at`` is in the units of `by`, logarithmic for steps and examples; for losses it is minus the loss.
 
     Raises
     ------
     NotFoundError
         A store, a layer, or what a run was captured with is not there.
     InvalidInputError
-        There are fewer than two runs, groups are not as many, or batches are not known where `by` asks for examples.
+        There are fewer than two runs, groups are not as many, batches are not known where `by` asks for examples, or
+        the runs share no place.
 
     Notes
     -----
@@ -131,10 +135,10 @@ def compare_runs(
         found[name] = one_run(store, chosen, by, measure, level, seed, memory)
         if progress is not None:
             progress(done, len(named))
-    shared = min(one["last_step"] for one in found.values())
-    for one in found.values():
-        reached = one["steps"] <= shared
-        one["area"] = area(one["steps"][reached], one["learned"][reached])
+    for one, mean in zip(
+        found.values(), _areas([(one["steps"], one["accuracy"]) for one in found.values()]), strict=True
+    ):
+        one["area"] = mean
     called = [one["group"] for one in found.values()] if groups is None else [str(one) for one in groups]
     grid = _grid([one["places"] for one in found.values()], by)
     result = xr.Dataset(
@@ -173,7 +177,8 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     -------
     Dataset (group)
         Each of `SCALARS`, and ``examples_to`` (group, fraction): the mean over runs, with ``_low`` and ``_high``,
-        Student's t over runs; NaN for a group of one. ``n_runs`` (group).
+        Student's t over runs; NaN for a group of one. A number that a run of the group lacks is NaN. ``n_runs``
+        (group).
 
     Raises
     ------
@@ -193,7 +198,10 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
             variables[f"{key}{end}"] = (("group", *rest), np.stack([getattr(one, part) for one in made]))
     counts = [int((comparison["group"].values == name).sum()) for name in names]
     found = xr.Dataset(variables | {"n_runs": ("group", counts)}, {"group": names, "fraction": comparison["fraction"]})
-    return found.assign_attrs({**comparison.attrs, "what": "groups of runs compared"})
+    parameters = {**json.loads(comparison.attrs.get("parameters", "{}")), "confidence": confidence}
+    return found.assign_attrs(
+        {**comparison.attrs, "what": "groups of runs compared", "parameters": json.dumps(parameters)}
+    )
 
 
 def named_stores(stores: Any) -> dict[str, Store]:
@@ -233,6 +241,14 @@ def _numbers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [key for key, value in next(iter(found.values())).items() if isinstance(value, float)]
 
 
+def _areas(curves: Sequence[tuple[F64, F64]]) -> list[float]:
+    """Mean accuracy of each run over the steps between which all runs, but those without any, measured it."""
+    reach = [steps[~np.isnan(accuracy)] for steps, accuracy in curves]
+    ends = [(one[0], one[-1]) for one in reach if one.size]
+    low, high = (max(one for one, _ in ends), min(one for _, one in ends)) if ends else (math.nan, math.nan)
+    return [area(steps, accuracy, low, high) for steps, accuracy in curves]
+
+
 def _grid(places: Sequence[F64], by: Align) -> F64:
     """Places that every run reached, in order."""
     low, high = max(one.min() for one in places), min(one.max() for one in places)
@@ -242,5 +258,7 @@ def _grid(places: Sequence[F64], by: Align) -> F64:
         raise InvalidInputError(f"The runs share no {by}: align them by another of step, examples and loss.")
     if by == "loss":
         return np.linspace(low, high, N_POINTS)
-    grid = np.expm1(np.linspace(np.log1p(low), np.log1p(high), N_POINTS))
+    # Logarithmic from the first measurement on: below it a scale of single examples would be drawn and hold nothing.
+    unit = min(float(one[one > 0].min()) for one in places)
+    grid = unit * np.expm1(np.linspace(np.log1p(low / unit), np.log1p(high / unit), N_POINTS))
     return np.unique(np.round(grid).clip(low, high))

@@ -53,7 +53,9 @@ def compare(
     """Compare runs: accuracy, jumps, dimension, separability, and the examples that learning took.
 
     A row for each run, and one for each group of runs of one recipe: the mean, and after ± the reach of its 95%
-    interval over runs. examples_50 is how many examples were seen when half of the final accuracy was reached.
+    interval over runs. examples_50 is how many examples were seen when half of the final accuracy was reached. In JSON
+    and CSV limits have columns of their own, and each row says how many runs it is of, and of which layer and
+    checkpoint where these are the same in all of them.
     """
     from ndt_query.compare import compare_groups, compare_runs
 
@@ -62,9 +64,14 @@ def compare(
     with progress_bar("comparing") as advance:
         found = compare_runs(stores, by=by, layer=layer, measure=measure, progress=advance)
     groups = compare_groups(found)
-    rows = [_row(found, "run", place, output_format == "table") for place in range(found.sizes["run"])]
-    rows += [_row(groups, "group", place, output_format == "table") for place in range(groups.sizes["group"])]
+    in_table = output_format == "table"
+    rows = [_row(found, "run", place, found.isel(run=[place]), in_table) for place in range(found.sizes["run"])]
+    for place, group in enumerate(groups["group"].values):
+        rows.append(_row(groups, "group", place, found.isel(run=found["group"].values == group), in_table))
     emit(rows, output_format)
+    tell(f"layer compared: {_each(found, 'layer')}")
+    if len(set(found["last_checkpoint"].values.tolist())) > 1:
+        tell(f"the runs end at different checkpoints, so their ends may not compare: {_each(found, 'last_checkpoint')}")
     if figure is not None:
         from ndt_query.plot import compare_runs as draw
         from ndt_query.plot import save
@@ -76,13 +83,26 @@ def compare(
         tell(f"wrote {comparison_page(found, out, smooth=smooth_pairs(stores, found))}")
 
 
-def _row(found: xr.Dataset, dim: str, place: int, in_table: bool) -> dict[str, Any]:
+def _each(found: xr.Dataset, name: str) -> str:
+    """Say a coordinate of runs in words: once where it is the same in all."""
+    values = [str(value) for value in found[name].values]
+    if len(set(values)) == 1:
+        return values[0]
+    return ", ".join(f"{value} of {run}" for run, value in zip(found["run"].values, values, strict=True))
+
+
+def _row(found: xr.Dataset, dim: str, place: int, runs: xr.Dataset, in_table: bool) -> dict[str, Any]:
     one = found.isel({dim: place})
     of_group = dim == "group"
     row: dict[str, Any] = {
         "run": f"mean of {int(one['n_runs'])}" if of_group else str(one["run"].item()),
         "group": str(one["group"].item()),
     }
+    if not in_table:
+        row["n_runs"] = runs.sizes["run"]
+        for name in ("layer", "last_checkpoint"):
+            same = set(runs[name].values.tolist())
+            row[name] = same.pop() if len(same) == 1 else None
     numbers = [(label, [one[f"{name}{end}"] for end in ENDS if of_group or not end]) for name, label in SHOWN.items()]
     for n, fraction in enumerate(one["fraction"].values):
         ends = [one[f"examples_to{end}"][n] for end in ENDS if of_group or not end]

@@ -28,6 +28,8 @@ Align: TypeAlias = Literal["step", "examples", "loss"]
 
 FRACTIONS: Final = (0.5, 0.75, 0.9)
 LEAST_TRACKED: Final = 30
+N_FOLDS: Final = 5
+SCORED: Final = ("loss", "accuracy", "accuracy_low", "accuracy_high")
 VALIDATED: Final = ("validation_accuracy", "validation_loss")
 SEPARABILITY: Final = (
     "accuracy", "accuracy_low", "accuracy_high", "control", "silhouette", "silhouette_low", "silhouette_high",
@@ -53,10 +55,8 @@ def one_run(
 ) -> dict[str, Any]:
     """Say of one run what runs are compared by; ``places`` are where its curves were measured, increasing."""
     identity = store.provenance.get("identity", {})
-    last = performance(store, confidence=level).isel({CHECKPOINT: -1}).compute()
-    acts = store[layer][ACTIVATIONS].isel({CHECKPOINT: [-1]})
-    apart = disentanglement(acts, confidence=level, seed=seed, memory=memory).isel({CHECKPOINT: 0})
-    steps, dimension, accuracy, loss, jumped = _curves(store, layer, measure, seed, memory)
+    told = _scored(store, level)
+    steps, dimension, accuracy, loss = _curves(store, layer, measure, told, memory)
     batch = dict(dict(identity.get("recipe", {})).get("training", {})).get("batch_size")
     if batch is None and by == "examples":
         raise InvalidInputError(
@@ -76,47 +76,64 @@ def one_run(
         "group": str(dict(identity.get("recipe", {})).get("name") or identity.get("model", "")),
         "layer": layer,
         "last_checkpoint": int(store.checkpoints[-1]),
-        "last_step": int(steps[-1]),
-        "final_accuracy": float(last["accuracy"]),
-        "final_accuracy_low": float(last["accuracy_low"]),
-        "final_accuracy_high": float(last["accuracy_high"]),
-        "final_loss": float(last["loss"]),
+        **{f"final_{name}": float(told[name][-1]) for name in SCORED},
         "growth_r2": r2,
         "dimension_final": float(dimension[-1]),
-        **{f"separability_{name}": float(apart[name]) for name in SEPARABILITY},
-        **jumped,
+        **_apart(store, layer, level, seed, memory),
+        **_jumped(store, measure, seed),
         "examples_to": first_reached(examples, accuracy, FRACTIONS),
         "places": places[known],
         "dimension": dimension[known],
         "learned": accuracy[known],
-        "steps": steps[known],
+        "steps": steps,
+        "accuracy": accuracy,
     }
 
 
+def _scored(store: Store, level: float) -> dict[str, F64]:
+    """Loss and accuracy on the probe set at each checkpoint, NaN where the model has no class scores."""
+    if not {"loss", "prediction"} <= set(store.root.variables):
+        return {name: np.full(len(store.checkpoints), math.nan) for name in SCORED}
+    found = performance(store, confidence=level).compute()
+    return {name: np.asarray(found[name].values, np.float64) for name in SCORED}
+
+
+def _apart(store: Store, layer: str, level: float, seed: int, memory: int | str | None) -> dict[str, float]:
+    """Separability at the last checkpoint, NaN where classes are too few, or have fewer examples than folds."""
+    counts = np.unique(store.labels, return_counts=True)[1]
+    if len(counts) < 2 or counts.min() < N_FOLDS:
+        return {f"separability_{name}": math.nan for name in SEPARABILITY}
+    acts = store[layer][ACTIVATIONS].isel({CHECKPOINT: [-1]})
+    found = disentanglement(acts, n_folds=N_FOLDS, confidence=level, seed=seed, memory=memory)
+    return {f"separability_{name}": float(found[name][0]) for name in SEPARABILITY}
+
+
 def _curves(
-    store: Store, layer: str, measure: str, seed: int, memory: int | str | None
-) -> tuple[F64, F64, F64, F64, dict[str, float]]:
-    """Return steps, dimension, accuracy and loss, as tracked or at the checkpoints, and what jumps there are."""
+    store: Store, layer: str, measure: str, told: dict[str, F64], memory: int | str | None
+) -> tuple[F64, F64, F64, F64]:
+    """Return steps, dimension, accuracy and loss: as tracked on the validation set, or at the checkpoints."""
     if TRAINING_GROUP in store.catalogue.supplements:
         training = store.training
-        if {measure, *VALIDATED} <= set(training) and layer in training[LAYER].values:
+        if {measure, *VALIDATED} <= set(training) and LAYER in training.coords and layer in training[LAYER].values:
             rows = [training[measure].sel({LAYER: layer}), *(training[name] for name in VALIDATED)]
-            jumped = {"n_jumps": math.nan}
-            # A layer that does not vary at some measurement has no dimension there, and no series to look at.
-            whole = training[measure].isel(
-                {LAYER: np.isfinite(training[measure].transpose(STEP, LAYER).values).all(axis=0)}
-            )
-            jumped["n_tracked_layers"] = float(whole.sizes[LAYER])
-            if training.sizes[STEP] >= LEAST_TRACKED and whole.sizes[LAYER]:
-                jumped |= _jumps(detect_jumps(whole, measure=measure, seed=seed))
             values = [np.asarray(one.values, np.float64) for one in rows]
-            return training[STEP].values.astype(np.float64), values[0], values[1], values[2], _filled(jumped)
+            return training[STEP].values.astype(np.float64), values[0], values[1], values[2]
     found = dimensionality(store[layer][ACTIVATIONS], interval="none", memory=memory)[measure].values
-    told = performance(store).compute()
-    return (
-        store.checkpoints.astype(np.float64), np.asarray(found, np.float64), told["accuracy"].values,
-        told["loss"].values, _filled({}),
-    )  # fmt: skip
+    return store.checkpoints.astype(np.float64), np.asarray(found, np.float64), told["accuracy"], told["loss"]
+
+
+def _jumped(store: Store, measure: str, seed: int) -> dict[str, float]:
+    """Jumps of all layers that were tracked, NaN where none was, or fewer than `LEAST_TRACKED` times."""
+    found = dict.fromkeys(("n_jumps", "n_tracked_layers", "largest_jump", "first_jump_phase"), math.nan)
+    training = store.training if TRAINING_GROUP in store.catalogue.supplements else xr.Dataset()
+    if measure not in training or LAYER not in training[measure].dims:
+        return found
+    # A layer that does not vary at some measurement has no dimension there, and no series to look at.
+    whole = training.isel({LAYER: np.isfinite(training[measure].transpose(STEP, LAYER).values).all(axis=0)})
+    found["n_tracked_layers"] = float(whole.sizes[LAYER])
+    if training.sizes[STEP] >= LEAST_TRACKED and whole.sizes[LAYER]:
+        found |= _jumps(detect_jumps(whole[measure], measure=measure, seed=seed))
+    return found
 
 
 def _jumps(found: xr.Dataset) -> dict[str, float]:
@@ -127,8 +144,3 @@ def _jumps(found: xr.Dataset) -> dict[str, float]:
         "largest_jump": float(np.abs(found["size_in_noise"]).max()) if n else 0.0,
         "first_jump_phase": float(said["phase"].min()) if n else math.nan,
     }
-
-
-def _filled(jumped: dict[str, float]) -> dict[str, float]:
-    names = ("n_jumps", "n_tracked_layers", "largest_jump", "first_jump_phase")
-    return {name: jumped.get(name, math.nan) for name in names}

@@ -51,14 +51,24 @@ def first_reached(places: F64, values: F64, fractions: Sequence[float]) -> F64:
     return found
 
 
-def area(places: F64, values: F64) -> float:
-    """Mean of a curve over its places."""
-    reach = places[-1] - places[0]
-    return float(np.trapezoid(values, places) / reach) if reach > 0 else math.nan
+def area(places: F64, values: F64, low: float, high: float) -> float:
+    """Mean of a curve between two places that it reaches; NaN is passed over, and is the mean of no curve."""
+    known = ~np.isnan(values)
+    if not known.any() or not places[known][0] <= low < high <= places[known][-1]:
+        return math.nan
+    at = np.concatenate([[low], places[(places > low) & (places < high) & known], [high]])
+    return float(np.trapezoid(np.interp(at, places[known], values[known]), at) / (high - low))
 
 
 def resampled(places: F64, values: F64, grid: F64) -> F64:
-    """Values at other places, by linear interpolation, NaN beyond; of places that stand still the first counts."""
+    """Values at other places, by linear interpolation, NaN beyond.
+
+    NaN is passed over; of places that stand still the first counts.
+    """
+    known = ~np.isnan(values)
+    if not known.any():
+        return np.full(len(grid), math.nan)
+    places, values = places[known], values[known]
     keep = np.insert(np.diff(places) > 0, 0, True)
     found: F64 = np.interp(grid, places[keep], values[keep], left=math.nan, right=math.nan)
     return found

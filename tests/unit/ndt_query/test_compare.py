@@ -65,7 +65,15 @@ def test_curves__are_those_of_their_definitions():
     spike = np.zeros(100)
     spike[50] = 1.0
     assert smooth(spike).max() == 0
-    np.testing.assert_allclose(area(places, rising), np.trapezoid(rising, places) / 99)
+    np.testing.assert_allclose(area(places, rising, 0, 99), np.trapezoid(rising, places) / 99)
+    np.testing.assert_allclose(area(places, places, 0.5, 10.25), (0.5 + 10.25) / 2)  # between measurements
+    broken = np.where(places == 5, math.nan, places)
+    np.testing.assert_allclose(area(places, broken, 0, 10), 5)
+    assert np.isnan(
+        [area(places, rising, 50, 50), area(places, rising, 0, 100), area(places, broken * math.nan, 0, 1)]
+    ).all()
+    np.testing.assert_array_equal(resampled(places, broken, np.array([4.0, 5, 99])), [4, 5, 99])
+    assert np.isnan(resampled(places, broken * math.nan, np.array([4.0]))).all()
     np.testing.assert_array_equal(
         resampled(np.array([0.0, 1, 1, 2]), np.array([0.0, 5, 7, 9]), np.array([1.0, 3.0])), [5, np.nan]
     )
@@ -120,6 +128,9 @@ def test_groups__have_students_intervals_over_runs(compared):
     low, high = scipy.stats.t.interval(0.95, 1, values.mean(), scipy.stats.sem(values))
     one = groups.sel(group="slow")
     np.testing.assert_allclose([one["area"], one["area_low"], one["area_high"]], [values.mean(), low, high])
+    wider = nq.compare_groups(compared, confidence=0.99)
+    assert json.loads(wider.attrs["parameters"])["confidence"] == 0.99
+    assert (wider["area_low"] < groups["area_low"]).all()
     alone = nq.compare_groups(compared.isel(run=[0, 2]))
     assert alone["area_low"].isnull().all()
     with pytest.raises(NotFoundError, match="pass that of compare_runs"):
@@ -184,13 +195,89 @@ def test_comparison__of_few_checkpoints_has_no_fit_of_growth(tmp_path):
     assert found["separability_accuracy"].notnull().all()
 
 
-def test_comparison__of_a_training_without_validation_goes_by_checkpoints(tmp_path):
+def test_comparison__of_a_training_without_validation_goes_by_checkpoints_but_for_jumps(tmp_path):
     for name in "ab":
         simulate_store(
             tmp_path / f"{name}.zarr", n_examples=30, layers=LAYERS, checkpoints=range(0, 120, 10), n_tracked=40
         )
     found = nq.compare_runs([tmp_path / "a.zarr", tmp_path / "b.zarr"])
     assert found["learned"].notnull().all()
+    tracked = nq.detect_jumps(open_store(tmp_path / "a.zarr").training)
+    assert found["n_jumps"].values.tolist() == [tracked.sizes["jump"]] * 2
+    assert found["n_tracked_layers"].values.tolist() == [2.0] * 2
+
+
+def written(path, steps, dimension, learned, loss):
+    """A store with a training that is given, row by row."""
+    simulate_store(path, checkpoints=(int(steps[0]), int(steps[-1])), n_examples=30, layers=LAYERS)
+    rows = {"participation_ratio": Column(("layer",)), "validation_loss": Column(), "validation_accuracy": Column()}
+    with SeriesWriter.open(path, rows=rows, coords={"layer": list(LAYERS)}) as writer:
+        for n, step in enumerate(steps):
+            writer.append(int(step), participation_ratio=np.full(2, dimension[n]), validation_loss=loss[n],
+                          validation_accuracy=learned[n])  # fmt: skip
+    return open_store(path)
+
+
+def test_comparison__passes_over_measurements_that_are_missing(stores, tmp_path):
+    learned = 0.9 * (1 - np.exp(-STEPS / 50))
+    gaps = np.isin(np.arange(len(STEPS)), [0, 20])
+    store = written(tmp_path / "gaps.zarr", STEPS, np.full(len(STEPS), 5.0), np.where(gaps, math.nan, learned),
+                    np.where(gaps, math.nan, 2 - learned))  # fmt: skip
+    runs = {"whole": stores["slow 0"], "gaps": store}
+    found = nq.compare_runs(runs)
+    within = STEPS >= 5  # both measured accuracy from here on
+    expected = np.trapezoid(learned[within], STEPS[within]) / 390
+    np.testing.assert_allclose(found["area"], expected, atol=1e-4)
+    assert found["learned"].sel(run="gaps").isnull().values.tolist() == (found["at"] < 5).values.tolist()
+    assert np.isnan(found["growth_r2"].sel(run="gaps"))  # a dimension that stands still does not grow
+    assert float(found["n_jumps"].sel(run="gaps")) == 0
+    by_loss = nq.compare_runs(runs, by="loss")
+    assert by_loss["learned"].notnull().all()
+    np.testing.assert_allclose(by_loss["area"], found["area"])  # whatever curves are aligned by
+
+
+def test_area__is_over_the_same_steps_whatever_steps_were_measured(tmp_path):
+    runs = {}
+    for name, steps in (("often", np.arange(0, 400)), ("seldom", np.arange(100, 392, 17))):
+        runs[name] = written(tmp_path / f"{name}.zarr", steps, 5 + steps / 100, steps / 400, 2 - steps / 400)
+    found = nq.compare_runs(runs)
+    last = np.arange(100, 392, 17)[-1]
+    np.testing.assert_allclose(found["area"], (100 + last) / 2 / 400)
+
+
+def test_comparison__of_runs_that_share_no_step_goes_by_loss(stores, tmp_path):
+    learned = 1 - np.exp(-STEPS / 50)
+    later = written(tmp_path / "later.zarr", STEPS + 1000, 2 + learned, learned, 2 - 2 * learned)
+    runs = {"sooner": stores["slow 0"], "later": later}
+    with pytest.raises(InvalidInputError, match="The runs share no step: align them by another"):
+        nq.compare_runs(runs)
+    found = nq.compare_runs(runs, by="loss")
+    assert found["learned"].notnull().all()
+    assert found["area"].isnull().all()
+    assert nq.plot.compare_runs(found).axes[0].get_xlabel() == "least loss so far, nats"
+
+
+def test_comparison__of_stores_without_classes_or_scores_is_of_dimension(stores, tmp_path, monkeypatch):
+    one = simulate_store(
+        tmp_path / "one.zarr", checkpoints=range(0, 120, 10), n_examples=30, layers=LAYERS, n_classes=1
+    )
+    runs = {"one": one.store, "slow": stores["slow 0"]}
+    found = nq.compare_runs(runs)
+    assert np.isnan(found["separability_accuracy"].sel(run="one"))
+    assert found["separability_accuracy"].sel(run="slow").notnull()
+    whole = type(one.store).root
+    monkeypatch.setattr(
+        type(one.store), "root", property(lambda self: whole.fget(self).drop_vars(["loss", "prediction", "logits"]))
+    )
+    bare = nq.compare_runs(runs)
+    assert np.isnan(bare["final_accuracy"]).all()
+    assert np.isnan(bare["learned"].sel(run="one")).all()
+    assert bare["dimension"].notnull().all()
+    np.testing.assert_allclose(bare["area"].sel(run="slow"), np.trapezoid(0.9 * (1 - np.exp(-STEPS / 50)), STEPS) / 395,
+                               rtol=1e-6)  # fmt: skip
+    assert len(nq.plot.compare_runs(bare).axes) == 4
+    with pytest.raises(InvalidInputError, match="no finite loss at two measurements"):
+        nq.compare_runs(runs, by="loss")
 
 
 def test_comparison__names_what_is_wrong(stores, tmp_path):
@@ -261,8 +348,28 @@ def test_figure__has_four_panels_by_group(compared):
     )
     assert jumps.get_lines()[2].get_ydata().tolist() == compared["n_jumps"].values[2:].tolist()
     assert [text.get_text() for text in apart.get_xticklabels()] == ["slow", "fast"]
+    largest = float(compared["largest_jump"].sel(run="fast 1"))
+    assert [text.get_text() for text in jumps.texts] == [f"{largest:.2g} SD"]
     with pytest.raises(DimensionError, match="pass that of compare_runs"):
         nq.plot.compare_runs(compared.drop_vars("learned"))
+
+
+def test_figure__shows_examples_where_batches_are_known(with_batches):
+    found = nq.compare_runs(with_batches, groups=["slow", "slow", "fast", "fast"], by="examples")
+    figure = nq.plot.compare_runs(found)
+    axes = figure.axes[4]
+    drawn = np.concatenate([line.get_ydata() for line in axes.get_lines() if line.get_linestyle() == "None"])
+    np.testing.assert_allclose(np.sort(drawn), np.sort(found["examples_to"].values.ravel()))
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["50%", "75%", "90%"]
+    assert figure.axes[0].get_xlabel() == "examples seen"
+    assert np.diff(found["at"])[0] >= 10  # no places between 0 and the first measurement, of 320 examples, but a few
+
+
+def test_figure__leaves_names_that_would_touch_to_the_legend(compared):
+    long = compared.assign_coords(group=("run", [f"a_group_with_a_long_name_{n}" for n in range(4)]))
+    figure = nq.plot.compare_runs(long)
+    assert {text.get_text() for text in figure.axes[3].get_xticklabels()} == {""}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == long["group"].values.tolist()
 
 
 def test_page__shows_groups_runs_and_pairs(stores, compared, tmp_path):
@@ -303,6 +410,10 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
     assert stop.value.code == 0, captured.err
     rows = json.loads(captured.out)
     assert [row["run"] for row in rows] == ["slow0", "fast0", "mean of 2"]
+    assert [row["n_runs"] for row in rows] == [1, 1, 2]
+    assert {(row["layer"], row["last_checkpoint"]) for row in rows} == {("relu", 395)}
+    assert "layer compared: relu" in captured.err
+    assert "different checkpoints" not in captured.err
     found = nq.compare_runs(paths)
     assert rows[0]["area"] == pytest.approx(float(found["area"][0]))
     assert rows[2]["area_low"] == pytest.approx(float(nq.compare_groups(found)["area_low"][0]))
