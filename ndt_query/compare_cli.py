@@ -85,10 +85,12 @@ def compare(
 
 def _each(found: xr.Dataset, name: str) -> str:
     """Say a coordinate of runs in words: once where it is the same in all."""
-    values = [str(value) for value in found[name].values]
-    if len(set(values)) == 1:
-        return values[0]
-    return ", ".join(f"{value} of {run}" for run, value in zip(found["run"].values, values, strict=True))
+    runs: dict[str, list[str]] = {}
+    for run, value in zip(found["run"].values, found[name].values, strict=True):
+        runs.setdefault(str(value), []).append(str(run))
+    if len(runs) == 1:
+        return next(iter(runs))
+    return "; ".join(f"{value} of {', '.join(names)}" for value, names in runs.items())
 
 
 def _row(found: xr.Dataset, dim: str, place: int, runs: xr.Dataset, in_table: bool) -> dict[str, Any]:

@@ -419,6 +419,14 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
     assert rows[2]["area_low"] == pytest.approx(float(nq.compare_groups(found)["area_low"][0]))
     assert (tmp_path / "c.png").stat().st_size > 5000
     assert (tmp_path / "page" / "index.html").is_file()
+    early = simulate_store(tmp_path / "early.zarr", checkpoints=(0, 195), n_examples=30, layers=LAYERS).store
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *paths, early.path, "--format", "csv"])
+    captured = capsys.readouterr()
+    assert (
+        "end at different checkpoints, so their ends may not compare: 395 of slow0, fast0; 195 of early" in captured.err
+    )
+    assert captured.out.splitlines()[-1].startswith("mean of 3,simulated,3,relu,,")
     with pytest.raises(SystemExit) as stop:
         main(["compare", paths[0]])
     assert stop.value.code == 2
