@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -21,11 +19,11 @@ from ndt_query.layers import software
 from ndt_query.one_run import FRACTIONS, Align, layer_of, one_run
 from ndt_store.dims import LAYER, RUN
 from ndt_store.errors import InvalidInputError, NotFoundError
-from ndt_store.reader import Store, open_store
-from ndt_store.runs import Runs
+from ndt_store.reader import Store
+from ndt_store.runs import Runs, named_stores
 from ndt_store.views.spectrum import MEASURES
 
-__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "named_stores"]
+__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "stores_of"]
 
 F64 = NDArray[np.float64]
 AT: Final = "at"
@@ -123,7 +121,7 @@ def compare_runs(
     one_of("by", by, ("step", "examples", "loss"))
     one_of("measure", measure, MEASURES)
     level = require_level(confidence)
-    named = named_stores(stores)
+    named = stores_of(stores)
     strange = [name for name in layer if name not in named] if isinstance(layer, Mapping) else []
     if strange:
         raise NotFoundError(f"layer names the run {strange[0]!r}: the runs are {', '.join(named)}.")
@@ -204,8 +202,8 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     )
 
 
-def named_stores(stores: Any) -> dict[str, Store]:
-    """Return stores by the names of their runs: those of `Runs` or of a mapping, or of files.
+def stores_of(stores: Any) -> dict[str, Store]:
+    """Return stores by the names of their runs: those of `Runs`, of a mapping, or of files.
 
     Raises
     ------
@@ -214,27 +212,12 @@ def named_stores(stores: Any) -> dict[str, Store]:
     NotFoundError
         There is no store.
     """
-    if isinstance(stores, str | os.PathLike):
-        stores = sorted(glob.glob(os.fspath(stores)))  # noqa: PTH207 - a glob may begin anywhere
     if isinstance(stores, Runs):
         stores = stores.stores
-    if isinstance(stores, Mapping):
-        found = {str(name): _opened(one) for name, one in stores.items()}
-    else:
-        opened = [_opened(one) for one in stores]
-        paths = [one.path for one in opened]
-        twice = next((path for path in paths if paths.count(path) > 1), None)
-        if twice is not None:
-            raise InvalidInputError(f"{twice} is given twice: give each run once.")
-        names = [Path(path).name.removesuffix(".zarr") for path in paths]
-        found = dict(zip(names if len(set(names)) == len(names) else paths, opened, strict=True))
+    found = named_stores(list(stores.values()), list(stores)) if isinstance(stores, Mapping) else named_stores(stores)
     if len(found) < 2:
         raise InvalidInputError(f"There is {len(found)} run: a comparison needs two or more.")
     return found
-
-
-def _opened(one: Any) -> Store:
-    return one if isinstance(one, Store) else open_store(one)
 
 
 def _numbers(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from ndt_query.compare import SCALARS, compare_groups, named_stores
+from ndt_query.compare import SCALARS, compare_groups, stores_of
 from ndt_query.intervals import mean_ci
 from ndt_query.output import INDEX, staged
 from ndt_query.pages import figure_source, render, write_page
@@ -62,7 +62,7 @@ def smooth_pairs(
     -----
     Trajectories are of the participation ratio of the compared layer, at the steps that both measured.
     """
-    opened = named_stores(stores)
+    opened = stores_of(stores)
     tracked: dict[str, dict[int, tuple[str, xr.DataArray]]] = {}
     counts: Counter[str] = Counter()
     for name, group, layer in zip(*(comparison[key].values for key in (RUN, "group", LAYER)), strict=True):
@@ -70,7 +70,7 @@ def smooth_pairs(
         counts[str(group)] += 1
         if TRAINING_GROUP in store.catalogue.supplements:
             training = store.training
-            if MEASURE in training and str(layer) in training[LAYER].values:
+            if MEASURE in training and LAYER in training.coords and str(layer) in training[LAYER].values:
                 series = training[MEASURE].sel({LAYER: str(layer)}, drop=True)
                 tracked.setdefault(str(group), {})[number] = str(name), series
     found: list[xr.Dataset] = []

@@ -19,7 +19,7 @@ from ndt_store.reader import Store, open_store
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["RunView", "Runs", "open_runs"]
+__all__ = ["RunView", "Runs", "named_stores", "open_runs"]
 
 
 def open_runs(
@@ -51,7 +51,25 @@ def open_runs(
     DimensionError
         The runs asked other examples, or a layer has another shape in one of them.
     InvalidInputError
-        Names are not as many, or not different.
+        Names are not as many, or not different; without names, a store is there twice.
+    """
+    return Runs(named_stores(paths, names, chunk_nbytes=chunk_nbytes))
+
+
+def named_stores(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Store],
+    names: Sequence[str] | None = None,
+    *,
+    chunk_nbytes: int = CHUNK_NBYTES,
+) -> dict[str, Store]:
+    """Open stores by the names of their runs; parameters and errors are those of `open_runs`.
+
+    Raises
+    ------
+    NotFoundError
+        The glob finds nothing, or a path holds no store.
+    InvalidInputError
+        Names are not as many, or not different; without names, a store is there twice.
     """
     if isinstance(paths, str | os.PathLike):
         # A glob may begin anywhere, which Path.glob does not know.
@@ -61,10 +79,14 @@ def open_runs(
     if not given:
         raise NotFoundError(f"There is no run at {paths!r}: give a glob that finds stores, or a list of them.")
     stores = [one if isinstance(one, Store) else open_store(one, chunk_nbytes=chunk_nbytes) for one in given]
-    called = _names([one.path for one in stores]) if names is None else [str(name) for name in names]
+    where = [one.path for one in stores]
+    twice = next((path for path in where if where.count(path) > 1), None)
+    if names is None and twice is not None:
+        raise InvalidInputError(f"{twice} is given twice: give each run once.")
+    called = _names(where) if names is None else [str(name) for name in names]
     if len(called) != len(stores) or len(set(called)) != len(called):
         raise InvalidInputError(f"names are {called} for {len(stores)} runs: expected one different name for each.")
-    return Runs(dict(zip(called, stores, strict=True)))
+    return dict(zip(called, stores, strict=True))
 
 
 class Runs:
