@@ -18,7 +18,7 @@ import xarray as xr
 
 import ndt_query as nq
 from benchmarks.seeds import keep
-from ndt_query.compare import SCALARS
+from ndt_query.comparison_page import group_rows, pair_rows
 from ndt_store import open_store
 
 __all__ = ["BEGIN", "END", "main", "tables"]
@@ -55,24 +55,9 @@ def _lines(rows: Iterator[Sequence[str]]) -> Iterator[str]:
 
 
 def _groups(groups: xr.Dataset) -> Iterator[Sequence[str]]:
-    names = [str(name) for name in groups["group"].values]
-    yield ["what", *names]
-    for key, text in SCALARS.items():
-        yield [text, *(_limits(groups, key, (place,)) for place in range(len(names)))]
-    for n, fraction in enumerate(groups["fraction"].values):
-        said = [_limits(groups, "examples_to", (place, n)) for place in range(len(names))]
-        yield [f"examples until {float(fraction):.0%} of the final accuracy", *said]
-
-
-def _limits(groups: xr.Dataset, key: str, place: tuple[int, ...]) -> str:
-    value, low, high = (float(groups[f"{key}{end}"].values[place]) for end in ("", "_low", "_high"))
-    if not np.isfinite(value):
-        return ""
-    return _number(value) + (f" ({_number(low)}, {_number(high)})" if np.isfinite(low) and low < high else "")
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    yield ["what", *(str(name) for name in groups["group"].values)]
+    for row in group_rows(groups):
+        yield [row["what"], *row["said"]]
 
 
 def _events(folder: Path, runs: xr.Dataset) -> Iterator[Sequence[str]]:
@@ -90,14 +75,8 @@ def _pairs(found: xr.DataTree) -> Iterator[Sequence[str]]:
     yield ["groups", "by seed", "mean, with 95% interval over seeds"]
     if "smoothness" not in found.children:
         return
-    pairs = found["smoothness"].to_dataset()
-    groups = list(zip(pairs["first_group"].values.tolist(), pairs["second_group"].values.tolist(), strict=True))
-    for first, second in dict.fromkeys(groups):
-        ratios = pairs["log_variance_ratio"].values[[one == (first, second) for one in groups]]
-        made = nq.mean_ci(ratios)
-        mean, low, high = (float(np.exp(one)) for one in (made.estimate, made.low, made.high))
-        by_seed = ", ".join(f"{float(np.exp(one)):.2g}" for one in ratios)
-        yield [f"{first} over {second}", by_seed, f"{mean:.2g} ({low:.2g}, {high:.2g})"]
+    for row in pair_rows(found["smoothness"].to_dataset()):
+        yield [row["groups"], row["ratios"], row["mean"]]
 
 
 def _transitions(folder: Path, runs: xr.Dataset) -> Iterator[Sequence[str]]:

@@ -14,22 +14,20 @@ import xarray as xr
 
 from ndt_query.compare import SCALARS, compare_groups, stores_of
 from ndt_query.intervals import mean_ci
-from ndt_query.output import INDEX, staged
+from ndt_query.output import INDEX, staged, write_results
 from ndt_query.pages import figure_source, render, write_page
 from ndt_query.plot.compare import compare_runs as draw_runs
 from ndt_query.plot.curves import smoothness as draw_smoothness
-from ndt_query.plot.style import save
 from ndt_query.smoothness import smoothness
 from ndt_store.dims import LAYER, RUN, STEP, TRAINING_GROUP
 from ndt_store.errors import DimensionError
 from ndt_store.reader import Store
 from ndt_store.runs import Runs
 
-__all__ = ["comparison_page", "smooth_pairs"]
+__all__ = ["comparison_page", "group_rows", "pair_rows", "smooth_pairs"]
 
 TEMPLATE: Final = "comparison.html.j2"
 NUMBERS: Final = "comparison.zarr"
-FORMATS: Final = (".pdf", ".png")
 MEASURE: Final = "participation_ratio"
 PAIR: Final = "pair"
 
@@ -138,26 +136,24 @@ def comparison_page(
         figures["smoothness"] = draw_smoothness(first, names=[str(first["first"].item()), str(first["second"].item())])
     nodes = {"runs": comparison, "groups": groups} | ({} if pairs is None else {"smoothness": pairs})
     with staged(out_dir, TEMPLATE, (NUMBERS,)) as folder:
-        for name, figure in figures.items():
-            for suffix in FORMATS:
-                save(figure, folder / f"{name}{suffix}")
-        _as_stored(nodes).to_zarr(folder / NUMBERS, mode="w", zarr_format=3, consolidated=False)
+        write_results(folder, figures, xr.DataTree.from_dict(nodes), NUMBERS)
         page = render(
             TEMPLATE,
             "Runs compared",
             figures=[figure_source(name, figure) for name, figure in figures.items()],
             n_runs=comparison.sizes[RUN],
             names=[str(name) for name in groups["group"].values],
-            rows=_group_rows(groups),
+            rows=group_rows(groups),
             fractions=[f"{float(one):.0%}" for one in groups["fraction"].values],
             runs=_run_rows(comparison, reports or {}),
-            pairs=[] if pairs is None else _pair_rows(pairs),
+            pairs=[] if pairs is None else pair_rows(pairs),
         )
         write_page(page, folder / INDEX, "The comparison")
     return Path(out_dir) / INDEX
 
 
-def _group_rows(groups: xr.Dataset) -> list[dict[str, Any]]:
+def group_rows(groups: xr.Dataset) -> list[dict[str, Any]]:
+    """Return a row for each number that groups are compared by: what it is, and what is said of each group."""
     rows = []
     for key, text in SCALARS.items():
         said = [
@@ -207,8 +203,8 @@ def _run_rows(comparison: xr.Dataset, reports: Mapping[str, str]) -> list[dict[s
     return rows
 
 
-def _pair_rows(pairs: xr.Dataset) -> list[dict[str, str]]:
-    """One row for each two groups: seeds are the independent things."""
+def pair_rows(pairs: xr.Dataset) -> list[dict[str, str]]:
+    """Return a row for each two groups: ratios of variances by seed, and their mean, of which seeds are the draws."""
     rows = []
     groups = list(zip(pairs["first_group"].values, pairs["second_group"].values, strict=True))
     for first, second in dict.fromkeys(groups):
@@ -222,12 +218,3 @@ def _pair_rows(pairs: xr.Dataset) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def _as_stored(nodes: Mapping[str, xr.Dataset]) -> xr.DataTree:
-    """Return the numbers with texts as objects: Zarr knows no texts of one length."""
-    stored = {}
-    for path, found in nodes.items():
-        texts = [name for name, one in found.variables.items() if one.dtype.kind == "U"]
-        stored[path] = found.assign({name: found[name].astype(object) for name in texts})
-    return xr.DataTree.from_dict(stored)

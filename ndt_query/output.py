@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import xarray as xr
+from matplotlib.figure import Figure
+
 from ndt_query.pages import marker
+from ndt_query.plot.style import save
 from ndt_store.errors import InvalidInputError, StorageError
 
-__all__ = ["INDEX", "require_free", "staged"]
+__all__ = ["INDEX", "require_free", "staged", "write_results"]
 
 INDEX: Final = "index.html"
+FORMATS: Final = (".pdf", ".png")
 
 
 @contextmanager
@@ -84,3 +89,41 @@ def require_free(out_dir: str | Path, template: str, names: Sequence[str]) -> bo
             f"{target} holds {standing}, which is no earlier result of this kind: give another folder, or move it away."
         )
     return False
+
+
+def write_results(out_dir: Path, figures: Mapping[str, Figure], tree: xr.DataTree, numbers: str) -> None:
+    """Write figures as PDF and PNG, and their numbers as one Zarr tree beside them.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Made where missing.
+    figures : mapping of str to Figure
+        By the name of the file.
+    tree : DataTree
+    numbers : str
+        What the tree is called; one of this name is replaced.
+
+    Raises
+    ------
+    StorageError
+        The file system refuses.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            for suffix in FORMATS:
+                save(figure, out_dir / f"{name}{suffix}")
+        _as_stored(tree).to_zarr(out_dir / numbers, mode="w", zarr_format=3, consolidated=False)
+    except OSError as error:
+        raise StorageError(f"Results cannot be written to {out_dir}: {error.strerror}; give another folder.") from error
+
+
+def _as_stored(tree: xr.DataTree) -> xr.DataTree:
+    """Return a tree with its texts as objects: Zarr knows no texts of one length."""
+    nodes = {}
+    for node in tree.subtree:
+        found = node.to_dataset()
+        texts = [name for name, one in found.variables.items() if one.dtype.kind == "U"]
+        nodes[node.path] = found.assign({name: found[name].astype(object) for name in texts})
+    return xr.DataTree.from_dict(nodes)

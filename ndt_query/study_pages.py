@@ -12,15 +12,13 @@ from matplotlib.figure import Figure
 
 from ndt_query.cnn_figures import cnn_figures, cnn_tables
 from ndt_query.mlp_figures import mlp_figures, mlp_tables
-from ndt_query.output import INDEX, staged
+from ndt_query.output import INDEX, staged, write_results
 from ndt_query.pages import figure_source, render, write_page
-from ndt_query.plot.style import save
 from ndt_query.transformer_figures import transformer_figures, transformer_tables
-from ndt_store.errors import NotFoundError, StorageError
+from ndt_store.errors import NotFoundError
 
 __all__ = ["KINDS", "StudyKind", "kind_of", "study_figures", "study_files", "study_page"]
 
-FORMATS: Final = (".pdf", ".png")
 NUMBERS: Final = "study.zarr"
 TEMPLATE: Final = "study.html.j2"
 
@@ -149,24 +147,7 @@ def study_files(study: xr.DataTree, out_dir: str | Path) -> dict[str, Any]:
     """
     kind, out = kind_of(study), Path(out_dir)
     figures = kind.figures(study)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            for suffix in FORMATS:
-                save(figure, out / f"{name}{suffix}")
-        _as_stored(study).to_zarr(out / NUMBERS, mode="w", zarr_format=3, consolidated=False)
-    except OSError as error:
-        raise StorageError(f"The study cannot be written to {out}: {error.strerror}; give another folder.") from error
+    write_results(out, figures, study, NUMBERS)
     sources = [figure_source(name, figure) for name, figure in figures.items()]
     left_out = str(study.attrs.get("left_out", ""))
     return {"template": kind.template, "figures": sources, "left_out": left_out, **kind.tables(study)}
-
-
-def _as_stored(study: xr.DataTree) -> xr.DataTree:
-    """Return the study with its texts as objects: Zarr knows no texts of one length."""
-    nodes = {}
-    for node in study.subtree:
-        found = node.to_dataset()
-        texts = [name for name, one in found.variables.items() if one.dtype.kind == "U"]
-        nodes[node.path] = found.assign({name: found[name].astype(object) for name in texts})
-    return xr.DataTree.from_dict(nodes)

@@ -1,5 +1,6 @@
 """Runs compared: planted curves, alignment, groups, figure, page and command."""
 
+import errno
 import json
 import math
 
@@ -13,7 +14,7 @@ import ndt_store
 from ndt_query.kernels.curves import area, first_reached, resampled, smooth
 from ndt_store import Column, SeriesWriter, open_store
 from ndt_store.cli import main
-from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError, StorageError
 from ndt_store.testing import simulate_store
 
 LAYERS = {"relu": (6,), "classifier": (3,)}
@@ -384,6 +385,16 @@ def test_page__shows_groups_runs_and_pairs(stores, compared, tmp_path):
     xr.testing.assert_allclose(kept["runs"]["area"].load().drop_vars(["group", "layer", "run"]),
                                compared["area"].drop_vars(["group", "layer", "run"]))  # fmt: skip
     assert set(kept.children) == {"runs", "groups", "smoothness"}
+
+
+def test_page__on_a_full_disk_is_one_sentence_and_leaves_nothing(compared, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ndt_query.output.save", full)
+    with pytest.raises(StorageError, match="No space left on device; give another folder"):
+        nq.comparison_page(compared, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_comparison__takes_runs(stores):
