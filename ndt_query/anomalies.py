@@ -16,8 +16,8 @@ from ndt_query.jumps import detect_jumps
 from ndt_query.kernels.anomalies import band, between
 from ndt_query.layers import software
 from ndt_query.resampling import block_length
-from ndt_query.tracked import require_finite, training_steps
-from ndt_store.dims import LAYER, PARAMETER, STEP
+from ndt_query.tracked import require_finite, training_steps, whole_layers
+from ndt_store.dims import PARAMETER, STEP
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 from ndt_store.views.spectrum import MEASURES
@@ -155,12 +155,8 @@ def _jumps_of(training: xr.Dataset) -> xr.Dataset | None:
     measure = next((name for name in ("participation_ratio", *MEASURES) if name in training), None)
     if measure is None:
         return None
-    series = training[measure]
-    if LAYER in series.dims:
-        series = series.isel({LAYER: np.isfinite(series.transpose(STEP, LAYER).values).all(axis=0)})
-        if not series.sizes[LAYER]:
-            return None
-    return detect_jumps(series, measure=measure)
+    series = whole_layers(training[measure])
+    return detect_jumps(series, measure=measure) if series.size else None
 
 
 def _norms(training: xr.Dataset | xr.DataArray) -> tuple[F64, I64]:

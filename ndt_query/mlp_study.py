@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 
 from ndt_query.anomalies import gradient_anomalies
@@ -15,7 +14,7 @@ from ndt_query.gradients import gradient_flow
 from ndt_query.growth import fit_growth
 from ndt_query.inputs import as_names, require_count, require_steps
 from ndt_query.layers import described, each_layer, software
-from ndt_query.moments import training_checkpoints
+from ndt_query.moments import spread_places, training_checkpoints
 from ndt_query.one_run import layer_of
 from ndt_query.performance import performance
 from ndt_query.similarity_matrix import cka_matrix
@@ -102,7 +101,7 @@ def mlp_study(
         raise InvalidInputError(f"checkpoints={list(checkpoints or [])} are fewer than two: a study compares moments.")
     acts = {name: one.sel({CHECKPOINT: steps}) for name, one in chosen.items()}
     spanned = {name: one for name, one in acts.items() if one.sizes[UNIT] > k}
-    places = np.unique(np.linspace(0, len(steps) - 1, N_MOMENTS).round().astype(int))
+    places = spread_places(len(steps), N_MOMENTS)
     at = {name: one.isel({CHECKPOINT: places}) for name, one in acts.items()}
     last = layer_of(store, None) if wanted is None else list(chosen)[-1]
     nodes: dict[str, xr.Dataset] = {}

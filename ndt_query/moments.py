@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from ndt_query.jump_moments import jump_schedule
 from ndt_query.jumps import detect_jumps
@@ -23,6 +24,7 @@ __all__ = [
     "default_pairs",
     "schedule_pairs",
     "spread_pairs",
+    "spread_places",
     "training_checkpoints",
 ]
 
@@ -65,6 +67,17 @@ def training_checkpoints(store: Store) -> list[int]:
     return steps
 
 
+def spread_places(n: int, most: int) -> NDArray[np.int64]:
+    """Return at most `most` places of `n` in order, the first and the last among them, about evenly far apart.
+
+    Examples
+    --------
+    >>> spread_places(6, 4).tolist()
+    [0, 2, 3, 5]
+    """
+    return np.unique(np.linspace(0, n - 1, most).round().astype(np.int64))
+
+
 def spread_pairs(checkpoints: Sequence[int], n: int = N_PAIRS) -> tuple[Pair, ...]:
     """Return at most `n` pairs of checkpoints, each beginning where the last one ends, that span all of training.
 
@@ -73,7 +86,7 @@ def spread_pairs(checkpoints: Sequence[int], n: int = N_PAIRS) -> tuple[Pair, ..
     >>> spread_pairs([0, 10, 30, 80, 160, 300], 3)
     ((0, 30), (30, 80), (80, 300))
     """
-    places = np.unique(np.linspace(0, len(checkpoints) - 1, n + 1).round().astype(int))
+    places = spread_places(len(checkpoints), n + 1)
     return tuple((int(checkpoints[a]), int(checkpoints[b])) for a, b in pairwise(places))
 
 

@@ -17,6 +17,7 @@ from ndt_query.jumps import detect_jumps
 from ndt_query.kernels.curves import first_reached
 from ndt_query.layers import each_layer
 from ndt_query.performance import performance
+from ndt_query.tracked import whole_layers
 from ndt_store.dims import ACTIVATIONS, CHECKPOINT, LAYER, STEP, TRAINING_GROUP
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
@@ -128,11 +129,10 @@ def _jumped(store: Store, measure: str, seed: int) -> dict[str, float]:
     training = store.training if TRAINING_GROUP in store.catalogue.supplements else xr.Dataset()
     if measure not in training or LAYER not in training[measure].dims:
         return found
-    # A layer that does not vary at some measurement has no dimension there, and no series to look at.
-    whole = training.isel({LAYER: np.isfinite(training[measure].transpose(STEP, LAYER).values).all(axis=0)})
+    whole = whole_layers(training[measure])
     found["n_tracked_layers"] = float(whole.sizes[LAYER])
-    if training.sizes[STEP] >= LEAST_TRACKED and whole.sizes[LAYER]:
-        found |= _jumps(detect_jumps(whole[measure], measure=measure, seed=seed))
+    if training.sizes[STEP] >= LEAST_TRACKED and whole.size:
+        found |= _jumps(detect_jumps(whole, measure=measure, seed=seed))
     return found
 
 

@@ -76,8 +76,8 @@ def report(
     out_dir : str or Path
         Folder of the page, made where missing; an older page in it is replaced.
     study : bool
-        Whether the page has the study of its kind of network, where there is one: of a CNN, `ndt_query.cnn_study`. Its
-        figures and numbers go to ``cnn/`` of the folder.
+        Whether the page has the study of its kind of network: `ndt_query.cnn_study`, `transformer_study`, or
+        `mlp_study` of any other. Its figures and numbers go to ``cnn/``, ``transformer/`` or ``mlp/`` of the folder.
     progress : callable, optional
         Called as ``progress(done, total)`` after each layer, and then after each part of the study.
     memory : int or str, optional

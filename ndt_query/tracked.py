@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ndt_store.dims import LAYER, STEP
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 
-__all__ = ["measured", "require_finite", "training_steps", "varies"]
+__all__ = ["measured", "require_finite", "training_steps", "varies", "whole_layers"]
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -40,6 +40,16 @@ def measured(series: Any, measure: str) -> xr.DataArray:
         raise InvalidInputError(f"The series has dtype {series.dtype}: expected real numbers.")
     found: xr.DataArray = series.transpose(STEP, ...)
     return found
+
+
+def whole_layers(series: xr.DataArray) -> xr.DataArray:
+    """Return a series (step, layer) in the layers that are finite at every step; one without layers as it is.
+
+    A layer that does not vary at some measurement has no dimension there.
+    """
+    if LAYER not in series.dims:
+        return series
+    return series.isel({LAYER: np.isfinite(series.transpose(STEP, LAYER).values).all(axis=0)})
 
 
 def training_steps(series: xr.DataArray, steps: ArrayLike | None) -> I64:

@@ -18,7 +18,7 @@ from ndt_query.images import as_images
 from ndt_query.importance import EXPERIMENT, head_importance
 from ndt_query.inputs import as_names, require_steps
 from ndt_query.layers import described, software
-from ndt_query.moments import training_checkpoints
+from ndt_query.moments import spread_places, training_checkpoints
 from ndt_query.performance import performance
 from ndt_query.probing import HEADS, head_categories, probe_heads
 from ndt_query.specialisation import attention_selectivity, head_specialisation
@@ -96,7 +96,9 @@ def transformer_study(
     """
     held = training_checkpoints(store)
     chosen = _layers(store, layers)
-    steps = sorted(set(checkpoints)) if checkpoints is not None else _spread(held)
+    steps = (
+        sorted(set(checkpoints)) if checkpoints is not None else [held[n] for n in spread_places(len(held), N_MOMENTS)]
+    )
     if not steps:
         raise InvalidInputError("checkpoints=[] names none: give training steps, or leave it out.")
     require_steps(next(iter(chosen.values()))[ATTENTIONS], steps)
@@ -164,11 +166,6 @@ def _image(store: Store, flow: xr.Dataset | None) -> dict[str, xr.Dataset]:
             mean = images.mean(axis=(0, 1))
             return {"image": xr.Dataset({"image": (("row", "column"), mean)}, attrs=attrs)}
     return {}
-
-
-def _spread(held: Sequence[int]) -> list[int]:
-    places = np.unique(np.linspace(0, len(held) - 1, N_MOMENTS).round().astype(int))
-    return [int(held[place]) for place in places]
 
 
 def _layers(store: Store, layers: str | Sequence[str] | None) -> dict[str, xr.Dataset]:
