@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import xarray as xr
+from PIL import Image
 
 from benchmarks.__main__ import machine
 from benchmarks.quote import put_between
@@ -72,4 +72,6 @@ def keep(page: Path, marks: tuple[str, str], text: str, pictures: Mapping[Path, 
     where = "{cpu}, {cores} cores, {day}".format(**machine())
     put_between(page, begin, end, "\n".join([begin, "", text, "", f"Made on {where}.", "", end]))
     for source, target in pictures.items():
-        shutil.copy(source, target)
+        # Figures have few colours: a palette takes a third of the bytes, which the repository keeps for ever.
+        with Image.open(source) as picture:
+            picture.convert("RGB").quantize(256).save(target, optimize=True)
