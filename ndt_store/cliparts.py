@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import rich_click as click
 
-from ndt_store.dims import EXPERIMENTS_GROUP, TRAINING_GROUP
+from ndt_store.dims import EXPERIMENTS_GROUP, PARAMETER, PARAMETERS_GROUP, TRAINING_GROUP
 from ndt_store.errors import IncompleteStoreError, IntegrityError, InvalidInputError, NdtError, NotFoundError
 from ndt_store.reader import Store
 from ndt_store.selection import Selection
@@ -127,6 +127,9 @@ def _printable(text: str) -> str:
 def beside(store: Store) -> dict[str, str]:
     """Say what lies beside the cubes of a store, in words; empty where there is nothing."""
     said = {}
+    named = store.schema.find(f"{PARAMETERS_GROUP}/{PARAMETER}")
+    if named is not None:
+        said[PARAMETERS_GROUP] = f"gradients of {named.sizes[0]}"
     if TRAINING_GROUP in store.catalogue.supplements:
         record, arrays = read_series(store.catalogue.storage, TRAINING_GROUP)
         steps = arrays[f"{TRAINING_GROUP}/{record.dim}"]

@@ -41,16 +41,20 @@ def test_info_says_what_the_store_is(store, capsys):
 
 
 def test_info_ls_and_verify_tell_what_lies_beside_the_cubes(tmp_path, capsys):
-    path = simulate_store(tmp_path / "s", n_tracked=4).store.path
+    path = simulate_store(tmp_path / "s", n_tracked=4, n_parameters=3).store.path
     write_experiment(path, "head_ablation", xr.Dataset({"x": 1}))
     write_experiment(path, "again", xr.Dataset({"x": 1}))
     _, out, _ = run(capsys, "info", path, "--format", "json")
     facts = {row["what"]: row["value"] for row in json.loads(out)}
+    assert facts["parameters"] == "gradients of 3"
     assert facts["training"] == "4 rows, step 0 to 15"
     assert facts["experiments"] == "again, head_ablation"
     _, out, err = run(capsys, "ls", path, "--format", "json")
     assert len(json.loads(out)) == 6
-    assert err == "Beside the layers: training: 4 rows, step 0 to 15; experiments: again, head_ablation.\n"
+    assert (
+        err
+        == "Beside the layers: parameters: gradients of 3; training: 4 rows, step 0 to 15; experiments: again, head_ablation.\n"
+    )
     code, out, _ = run(capsys, "verify", path, "--read-data")
     assert code == 0
     assert "3 commits, 3 beside the cubes," in out
