@@ -51,10 +51,8 @@ def test_info_ls_and_verify_tell_what_lies_beside_the_cubes(tmp_path, capsys):
     assert facts["experiments"] == "again, head_ablation"
     _, out, err = run(capsys, "ls", path, "--format", "json")
     assert len(json.loads(out)) == 6
-    assert (
-        err
-        == "Beside the layers: parameters: gradients of 3; training: 4 rows, step 0 to 15; experiments: again, head_ablation.\n"
-    )
+    said = "parameters: gradients of 3; training: 4 rows, step 0 to 15; experiments: again, head_ablation"
+    assert err == f"Beside the layers: {said}.\n"
     code, out, _ = run(capsys, "verify", path, "--read-data")
     assert code == 0
     assert "3 commits, 3 beside the cubes," in out
