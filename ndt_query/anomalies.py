@@ -175,6 +175,11 @@ def _norms(training: xr.Dataset | xr.DataArray) -> tuple[F64, I64]:
     if others:
         # A parameter that never has a gradient is frozen; one that has none at times is not finite there.
         norms = norms.isel({PARAMETER: norms.notnull().any(STEP).values})
+        if not norms.sizes[PARAMETER]:
+            raise NotFoundError(
+                "No parameter held a gradient when the training was tracked: call Session.track between backward() and "
+                "zero_grad()."
+            )
         # Before the first update no parameter has one.
         norms = norms.isel({STEP: slice(int(bool(norms.isel({STEP: 0}).isnull().all())), None)})
         norms = (norms**2).sum(PARAMETER, skipna=False) ** 0.5

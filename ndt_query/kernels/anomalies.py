@@ -1,6 +1,7 @@
-"""Single values of a series that stand out of a band: a running median, a local scale, tails from resampled blocks.
+"""Single values of a series that stand out of a band: a local trend and scale, tails from resampled blocks.
 
-1. The trend is a running median, which a spike of few values does not move.
+1. The trend at a value is the median of the means of its neighbours, each pair as far before as behind: a line has no
+   residual, and one spike among the neighbours does not move it.
 2. The scale at a value is that of the residuals about it, of a window so wide that the noise may change its loudness
    slowly, without those next to the value itself: what is tested is not in what it is tested against.
 3. How heavy the tails are is read off all standardised residuals: degrees of freedom of Student's t whose ratio of an

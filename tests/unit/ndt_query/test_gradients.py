@@ -265,6 +265,13 @@ def test_anomalies__of_a_parameter_that_turns_nan_are_no_numbers(store):
         nq.gradient_anomalies(training)
 
 
+def test_anomalies__of_a_training_that_never_held_a_gradient_say_so(store):
+    training = store.training.load()
+    training["gradient_norm"] = training["gradient_norm"] * np.nan
+    with pytest.raises(NotFoundError, match=r"between backward\(\) and zero_grad\(\)"):
+        nq.gradient_anomalies(training)
+
+
 def test_anomalies__look_for_jumps_in_what_was_tracked(store, rng):
     training = store.training.load()
     n = training.sizes["step"]
