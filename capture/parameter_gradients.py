@@ -8,15 +8,14 @@ over batches and only its statistics are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.func import functional_call
 
 from capture.modelstate import borrowed, differentiable, refuse_inference_weights
 from capture.objective import class_logits, cross_entropy, model_output
@@ -97,15 +96,18 @@ def gradient_statistics(
     gradient of one batch. Sums are made in the type of the parameters, float32 at least. A parameter that the loss does
     not depend on has gradient 0.
     """
-    with torch.inference_mode(False), borrowed(model), torch.enable_grad(), differentiable(model, device):
-        given = dict(model.named_parameters())
-        named = {name: given[name].detach() for name in parameter_names(model)}
+    given = dict(model.named_parameters())
+    named = {name: given[name] for name in parameter_names(model)}
+    with ExitStack() as scope:
+        scope.enter_context(torch.inference_mode(False))
+        scope.enter_context(borrowed(model))
+        scope.enter_context(torch.enable_grad())
+        scope.enter_context(differentiable(model, device))
+        scope.enter_context(_trainable(named.values()))
         # Of the parameters' own type, float32 at least: sums of half precision would drown what comes late.
         sums = {n: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for n, p in named.items()}
         for done, (inputs, labels) in enumerate(probe.batches(batch_size), 1):
-            # Leaves of their own, which share memory with the weights: the model's `.grad` and flags are not touched.
-            leaves = {name: one.detach().requires_grad_() for name, one in named.items()}
-            raw = call_model(partial(_called, model, leaves), inputs, device)
+            raw = call_model(model, inputs, device)
             loss = cross_entropy(class_logits(model_output(raw, output), len(labels)), labels.to(device))
             if loss is None:
                 raise CaptureError(
@@ -118,13 +120,13 @@ def gradient_statistics(
                     "may run under torch.no_grad; leave 'parameters' out of kinds"
                 )
             # Of the mean, because a sum over the batch may leave the range of half precision.
-            found = torch.autograd.grad(loss.mean(), list(leaves.values()), allow_unused=True)
-            for name, gradient in zip(leaves, found, strict=True):
+            found = torch.autograd.grad(loss.mean(), list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, found, strict=True):
                 if gradient is not None:
                     sums[name] += gradient.to(sums[name].dtype) * (len(labels) / len(probe))
             if advance is not None:
                 advance(done)
-        rows = [_measured(sums[name], named[name]) for name in named]
+        rows = [_measured(sums[name], named[name].detach()) for name in named]
     return {array: np.array([row[array] for row in rows]) for array in PARAMETER_ARRAYS}
 
 
@@ -134,15 +136,23 @@ def held_norms(model: nn.Module) -> F64:
     held = [named[name].grad for name in parameter_names(model)]
     dense = [one.coalesce().values() if one.is_sparse else one for one in held if one is not None]
     some = [torch.linalg.vector_norm(one.detach().to(torch.promote_types(one.dtype, torch.float32))) for one in dense]
-    one_place = len({one.device for one in some}) == 1
-    # One reading for all of them where they are together: each would wait for the device.
-    norms = iter(torch.stack([one.double() for one in some]).tolist() if one_place else [one.item() for one in some])
+    # One reading for all of them where they are alike: each would wait for the device.
+    alike = len({(one.device, one.dtype) for one in some}) == 1
+    norms = iter(torch.stack(some).tolist() if alike else [one.item() for one in some])
     return np.array([math.nan if one is None else next(norms) for one in held], np.float64)
 
 
-def _called(model: nn.Module, leaves: dict[str, torch.Tensor], *arguments: Any, **named: Any) -> Any:
-    """Call the model with other tensors in place of its parameters."""
-    return functional_call(model, leaves, arguments, named)
+@contextmanager
+def _trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let frozen parameters be differentiated meanwhile."""
+    frozen = [one for one in parameters if not one.requires_grad]
+    try:
+        for one in frozen:
+            one.requires_grad_()
+        yield
+    finally:
+        for one in frozen:
+            one.requires_grad_(False)
 
 
 def _measured(gradient: torch.Tensor, weights: torch.Tensor) -> dict[str, float]:

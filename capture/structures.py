@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ndt_store.errors import CaptureError, InvalidInputError
 
@@ -111,7 +112,7 @@ def take_examples(inputs: Any, count: int) -> Any:
     return take(inputs)
 
 
-def call_model(model: Callable[..., Any], inputs: Any, device: torch.device) -> Any:
+def call_model(model: nn.Module, inputs: Any, device: torch.device) -> Any:
     """Run the model: a tensor as its argument, a tuple or list as its arguments, a mapping as its keywords.
 
     Tensors are copied to `device`: the copy is in no graph of the caller and not bound to inference mode, and a model

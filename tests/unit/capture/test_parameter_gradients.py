@@ -172,3 +172,27 @@ def test_held_norms__of_sparse_gradients_are_those_of_dense_ones():
     net = nn.Embedding(5, 3, sparse=True)
     net(torch.tensor([1, 1, 4])).sum().backward()
     np.testing.assert_allclose(held_norms(net), [net.weight.grad.to_dense().norm().item()])
+
+
+def test_statistics__reach_weights_that_a_module_keeps_in_a_list(data):
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(6, 3)
+            self.kept = [self.map.weight]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.kept[0].T + self.map.bias
+
+    torch.manual_seed(0)
+    found = gradient_statistics(Listed(), as_probe(data), batch_size=20, device=CPU)
+    torch.manual_seed(0)
+    expected = [float(one.norm()) for one in direct(nn.Linear(6, 3), data).values()]
+    np.testing.assert_allclose(found["gradient_norm"], expected, rtol=2e-5)
+
+
+def test_statistics__that_fail_leave_frozen_parameters_frozen(model, data):
+    model.first.bias.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="shapes"):
+        gradient_statistics(model, as_probe((data[0][:, :5], data[1])), batch_size=20, device=CPU)
+    assert [name for name, one in model.named_parameters() if not one.requires_grad] == ["first.bias"]
