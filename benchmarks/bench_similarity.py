@@ -3,8 +3,9 @@
 The first store has six layers at eight checkpoints and 1,000 examples; a fresh process asks for all pairs after it has
 asked once, so that the figure is the query's and not that of imports. The other store has one wide layer of random
 values, of which a fresh process with two threads asks `cka_matrix` for n examples and for 2n, in turn; its peak memory
-is the kernel's own, ``VmHWM``, and that of the process which asks nothing stands beside it. Of 4,096 examples a block
-is read four times and of 8,192 eight times, since each batch has some of it; beyond 11,000 or so it is read ten times.
+is the kernel's own, ``VmHWM``, and that of the process which asks nothing stands beside it. A block is read
+once for every four batches, 4,096 examples, and no more than five times, since of more examples a block goes to some of
+the batches only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BAR_SECONDS: Final = 0.5
 LAYERS: Final = {f"layer{place}": (16 * place, 8, 8) for place in range(1, 7)}
 STEPS: Final = tuple(range(0, 800, 100))
 SHAPE: Final = (64, 10, 10)
-SIZES: Final = 4096, 16_384
+SIZES: Final = 4096, 8192, 16_384
 ROUNDS: Final = 5
 
 ALL_PAIRS: Final = "nq.cka_matrix(store)"

@@ -123,7 +123,7 @@ def _from_views(
     if work:
         _check_memory(asked, viewed, len(work), what, memory, advice)
     finalise = viewed.bound(asked)
-    parts = [finalise(found[step]) if step in found else None for step in asked.steps]
+    parts = [finalise(found[step], step) if step in found else None for step in asked.steps]
     made = _tasks(asked, viewed, finalise, dict.fromkeys(deferred, _read) | dict.fromkeys(missing, _make))
     variables = {}
     for name, output in outputs.items():
@@ -151,8 +151,8 @@ def _read(viewed: Viewed, asked: Asked, step: int, threads: int) -> Mapping[str,
     return viewed.make(asked, step, threads) if view is None else {viewed.kind.name: view}
 
 
-def _finalised(views: Mapping[str, Any], name: str, finalise: Finalise[Any]) -> Mapping[str, Array]:
-    return finalise(views[name])
+def _finalised(views: Mapping[str, Any], name: str, finalise: Finalise[Any], step: int) -> Mapping[str, Array]:
+    return finalise(views[name], step)
 
 
 def _pick(results: Mapping[str, Array], name: str, dtype: str) -> Array:
@@ -175,7 +175,7 @@ def _tasks(
         views, final = (f"{TASK_PREFIX}views-{where}", step), (f"{TASK_PREFIX}answer-{answered}", step)
         graph = {
             views: (get, viewed, asked, step, threads),
-            final: (_finalised, views, viewed.kind.name, finalise),
+            final: (_finalised, views, viewed.kind.name, finalise, step),
         }
         tasks[step] = (graph, final)
     return tasks

@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
 import xarray as xr
 
-from ndt_query.asked import asked_of
+from ndt_query.answers import answer
+from ndt_query.budget import allowed_nbytes
 from ndt_query.inputs import canonical, one_of, require_count
-from ndt_query.kernels.subspaces import Principal, principal, principal_of_scatter
 from ndt_query.layers import described, per_unit
-from ndt_query.passes import reduce_values
-from ndt_query.reduce import ADVICE, Output
-from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
+from ndt_query.principal import ComponentsReduction, viewed_components
+from ndt_store.dims import EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError
-from ndt_store.views.blocks import Array, Block, as_float
-from ndt_store.views.gram_view import GRAM_VIEWS, GroupSums, sample_shape
-from ndt_store.views.samples import on_samples, sample_rows
-from ndt_store.views.scatter import Scatter, merge_scatter, scatter, stacked
-from ndt_store.views.shelf import load
+from ndt_store.views.gram_view import sample_shape
+from ndt_store.views.samples import on_samples
 
 __all__ = ["pca"]
 
 POSITIONS: Final = ("mean", "flatten", "samples")
-
-
-@dataclass(frozen=True, slots=True)
-class _Components:
-    """Reduces values to principal components, from sums of products or from the samples themselves."""
-
-    mode: str
-    centre: bool
-    k: int
-    n_features: int
-    on_samples: bool
-    by_unit: bool = False
-    working_factor: float = 2.0
-
-    def update(self, block: Block, start: int) -> Any:  # noqa: ARG002 - the protocol's
-        """State of one block: samples, or their sums."""
-        rows = sample_rows(as_float(block), self.mode)
-        if self.on_samples:
-            return np.array(rows.reshape(rows.shape[0], -1, rows.shape[3]))
-        return scatter(rows, np.zeros(rows.shape[1], np.int64), 1)
-
-    def merge(self, left: Any, right: Any) -> Any:
-        """Join two states."""
-        return np.concatenate([left, right], axis=1) if self.on_samples else merge_scatter(left, right)
-
-    def finalise(self, state: Any) -> Mapping[str, Array]:
-        """Decompose each checkpoint."""
-        found = [self._one(state[c]) for c in range(len(state if self.on_samples else state.n))]
-        return {
-            "component": np.stack([one.components for one in found]),
-            "explained_variance": np.stack([one.variance for one in found]),
-            "total_variance": np.array([one.total for one in found]),
-            "mean": np.stack([one.mean for one in found]),
-            "n_samples": np.array([one.n for one in found], np.int64),
-        }
-
-    def _one(self, state: Any) -> Principal:
-        if self.on_samples:
-            return principal(state, self.k, centre=self.centre)
-        sums: Scatter = state[0]
-        n, mean = int(sums.n), sums.mean
-        matrix = sums.matrix if self.centre else sums.matrix + n * np.outer(mean, mean)
-        return principal_of_scatter(matrix, n, mean, self.k, centre=self.centre)
-
-    def outputs(self) -> Mapping[str, Output]:
-        """Describe what `finalise` returns."""
-        return {
-            "component": Output(("rank", "feature"), (self.k, self.n_features), "float64"),
-            "explained_variance": Output(("rank",), (self.k,), "float64"),
-            "total_variance": Output((), (), "float64"),
-            "mean": Output(("feature",), (self.n_features,), "float64"),
-            "n_samples": Output((), (), "int64"),
-        }
-
-    def state_nbytes(self, n_checkpoints: int, n_examples: int, n_units: int) -> int:  # noqa: ARG002
-        """Return the size of the samples, or of one matrix."""
-        if self.on_samples:
-            return n_checkpoints * 8 * self.n_features * n_examples + 16 * n_examples**2
-        return 24 * n_checkpoints * self.n_features * (self.n_features + 2)
 
 
 @per_unit
@@ -97,6 +30,8 @@ def pca(
     centre: bool = True,
     positions: str = "mean",
     memory: int | str | None = None,
+    views: bool = True,
+    explain: bool = False,
 ) -> xr.Dataset:
     """Principal components of a layer's representation at each checkpoint.
 
@@ -112,6 +47,9 @@ def pca(
         What becomes of conv positions or tokens: their mean; features of one sample an example; samples of their own.
     memory : int or str, optional
         Budget of the query, see `ndt_query.budget`.
+    views, explain : bool
+        Whether views may answer, and whether the attribute ``explain`` says where the answer comes from, see
+        `ndt_query.answers`.
 
     Returns
     -------
@@ -130,9 +68,13 @@ def pca(
 
     Notes
     -----
-    One pass, or none where Gram views hold the sums (`ndt index --gram`). Whichever side is smaller is decomposed: with
-    n samples of d features, ``8 d^2`` bytes of sums, or the ``8 n d`` of the samples where they are fewer. A NaN makes
-    its checkpoint NaN. Large variances are biased upwards where n is not large against d.
+    Whichever side is smaller is decomposed. With n samples of d features and more samples than features that is ``8
+    d^2`` bytes of sums, in one pass, or none where Gram views hold them (`ndt index --gram`). With fewer it is ``20
+    n^2`` bytes of products, kept as a view where that is small enough (`dimensionality` says when) and made tile by
+    tile where the samples do not fit; then one more pass, since products do not tell of which features a component is
+    made. Neither depends on the number of checkpoints. Samples of other arrays than a store's are held, ``8 n d``
+    bytes, those of one checkpoint at a time. A NaN makes its checkpoint NaN. Large variances are biased upwards where n
+    is not large against d.
     """
     one_of("positions", positions, POSITIONS)
     require_count("n_components", n_components, 1)
@@ -142,35 +84,16 @@ def pca(
     n, d = sample_shape(positions, acts.sizes[EXAMPLE], acts.sizes[UNIT], n_places)
     if n_components > min(n, d):
         raise InvalidInputError(f"n_components={n_components}: {n} samples of {d} features have at most {min(n, d)}.")
-    how = _Components(positions, centre, n_components, d, on_samples(n, d))
-    found = _from_views(acts, how)
-    if found is None:
-        found = reduce_values(given, acts, how, what=f"pca with positions={positions!r}", memory=memory, advice=ADVICE)
-    total = found["total_variance"]
-    found["explained_variance_ratio"] = found["explained_variance"] / total
+    reduction = ComponentsReduction(positions, centre, n_components, d, on_samples(n, d))
+    viewed = viewed_components(
+        acts.sizes[EXAMPLE], positions, n_components, centre=centre, views=views, allowed_nbytes=allowed_nbytes(memory)
+    )
+    what = f"pca with positions={positions!r}"
+    answered = answer(given, acts, reduction, viewed, what=what, memory=memory, views=True)
+    found = answered.variables
     parameters = {"n_components": n_components, "centre": centre, "positions": positions}
-    result = described(found, acts, "principal components", parameters, squeeze=squeeze)
+    source = answered.source if explain else ""
+    result = described(found, acts, "principal components", parameters, squeeze=squeeze, explain=source)
     if positions != "flatten" and UNIT in acts.coords:
         result = result.assign_coords(feature=acts[UNIT].values)
     return result
-
-
-def _from_views(acts: xr.DataArray, how: _Components) -> dict[str, xr.Variable] | None:
-    """Decompose the sums that Gram views keep, None where they do not hold what is asked at every checkpoint.
-
-    Products of samples tell how samples lie, not along which features: on that side the samples are read.
-    """
-    asked, _ = asked_of(acts)
-    if asked is None or how.on_samples or not asked.all_examples:
-        return None
-    if not np.array_equal(asked.units, np.arange(asked.frame.n_units)):
-        return None
-    states = []
-    for step in asked.steps:
-        view = load(asked.catalogue, asked.frame, step, GRAM_VIEWS[how.mode])[0]
-        if view is None or not isinstance(view.state, GroupSums):
-            return None
-        groups = (view.state[group] for group in range(len(view.state)))
-        states.append(stacked([functools.reduce(merge_scatter, groups)]))
-    found, outputs = how.finalise(stacked(states)), how.outputs()
-    return {name: xr.Variable((CHECKPOINT, *outputs[name].dims), values) for name, values in found.items()}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ndt_query.asked import Asked
 from ndt_query.budget import n_threads
 from ndt_query.dimension import Measuring, collected, measured_groups, measured_samples
+from ndt_query.viewed import Finalise
 from ndt_store.errors import StorageError
 from ndt_store.layout import block_nbytes
 from ndt_store.views.blocks import Array
@@ -31,7 +32,7 @@ class _Measured:
     how: Measuring
     groups: NDArray[np.int64]
 
-    def __call__(self, view: GramView) -> Mapping[str, Array]:
+    def __call__(self, view: GramView, step: int) -> Mapping[str, Array]:  # noqa: ARG002
         state = view.state
         if isinstance(state, SampleGram):
             of_sample = np.repeat(self.groups, state.n // len(self.groups))
@@ -123,7 +124,7 @@ class FromGram:
         part = self._part(asked)
         return Tiles.of(part, self._spare_nbytes(asked)).n_passes if on_samples(*part.shape) else 1
 
-    def bound(self, asked: Asked) -> _Measured:
+    def bound(self, asked: Asked) -> Finalise[Any]:
         """Put groups into the order of the array."""
         return _Measured(self.how, self._by_row(asked))
 
@@ -134,21 +135,21 @@ class FromGram:
         """Matrices while they are made, written and decomposed, with the samples at hand."""
         part = self._part(asked)
         two_blocks = 2 * part.nbytes // len(part.rows) * part.frame.spec.rows
-        return _fixed_nbytes(part) + min(part.nbytes, max(self._spare_nbytes(asked), two_blocks))
+        return self.fixed_nbytes(part) + min(part.nbytes, max(self._spare_nbytes(asked), two_blocks))
 
     def _spare_nbytes(self, asked: Asked) -> int:
         """Memory for the samples of one task, of as many as run at the same time."""
         part, threads = self._part(asked), n_threads()
         share = (self.allowed_nbytes - 3 * threads * block_nbytes(asked.spec)) // (threads + 1)
         most = TILE_NBYTES if on_samples(*part.shape) else RUN_NBYTES
-        return max(0, min(most, share - _fixed_nbytes(part)))
+        return max(0, min(most, share - self.fixed_nbytes(part)))
 
-
-def _fixed_nbytes(part: GramPart) -> int:
-    n, d = part.shape
-    stripes = 2 * STRIPE_NBYTES
-    if on_samples(n, d):
-        # The triangle, the matrix of a part of the samples, and what LAPACK copies of it.
-        return stripes + 20 * n * n
-    # Triangles of all groups, what lies behind each group that is left out, and a few matrices in work.
-    return stripes + 8 * d * d * (3 * DEFAULT_N_GROUPS // 2 + 8)
+    def fixed_nbytes(self, part: GramPart) -> int:
+        """Memory of one task beside the samples at hand."""
+        n, d = part.shape
+        stripes = 2 * STRIPE_NBYTES
+        if on_samples(n, d):
+            # The triangle, the matrix of a part of the samples, and what LAPACK copies of it.
+            return stripes + 20 * n * n
+        # Triangles of all groups, what lies behind each group that is left out, and a few matrices in work.
+        return stripes + 8 * d * d * (3 * DEFAULT_N_GROUPS // 2 + 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Final, cast
@@ -16,13 +16,14 @@ from threadpoolctl import ThreadpoolController
 from ndt_query.asked import Asked, asked_of
 from ndt_query.budget import allowed_nbytes, n_threads
 from ndt_query.inputs import canonical
+from ndt_query.kernels.similarity import AT_ONCE
 from ndt_store.dims import CHECKPOINT, EXAMPLE, UNIT
 from ndt_store.errors import InvalidInputError, StorageError
 from ndt_store.views.blocks import as_block, as_float
-from ndt_store.views.gram import SampleGram, add_products, finished
-from ndt_store.views.gram_build import RUN_NBYTES, TILE_NBYTES, make_gram
+from ndt_store.views.gram import SampleGram, sample_gram
+from ndt_store.views.gram_build import RUN_NBYTES, TILE_NBYTES, batch_grams, make_gram
 from ndt_store.views.gram_view import GRAM_VIEWS, too_large
-from ndt_store.views.samples import on_samples, packed, sample_mean, sample_rows, unpacked
+from ndt_store.views.samples import on_samples, packed, sample_rows, unpacked
 from ndt_store.views.shelf import keep, load
 
 __all__ = [
@@ -32,9 +33,10 @@ __all__ = [
     "POSITIONS",
     "batch_products",
     "block_rows",
+    "n_at_once",
     "one_blas_thread",
+    "read_together",
     "require_enough",
-    "sample_products",
     "samples_nbytes",
 ]
 
@@ -44,6 +46,12 @@ POSITIONS: Final = ("flatten", "mean")
 BATCH_SIZE: Final = 1024
 LEAST_BATCH: Final = 16
 """Batches of about equal size are larger than half of this: the debiased estimate needs eight samples of each."""
+
+TOGETHER_NBYTES: Final = 128 << 20
+"""Most for the samples of batches that are read at once."""
+
+HELD_NBYTES: Final = 256 << 20
+"""Most that is kept of them until all arrays are read."""
 
 ADVICE: Final = "select fewer examples, layers or checkpoints, or give a smaller batch_size="
 
@@ -56,8 +64,14 @@ def require_enough(n: int) -> None:
 
 def block_rows(arrays: Iterable[xr.DataArray]) -> int:
     """Return how many consecutive examples are read together of the array whose blocks hold least; 1 in memory."""
-    rows = [max(one.chunksizes[EXAMPLE]) for one in arrays if EXAMPLE in one.chunksizes]
-    return min(rows, default=1)
+    found = []
+    for one in arrays:
+        asked, _ = asked_of(one)
+        if asked is not None:
+            found.append(max(1, asked.spec.rows * len(asked.rows) // asked.frame.n_examples))
+        elif EXAMPLE in one.chunksizes:
+            found.append(max(one.chunksizes[EXAMPLE]))
+    return min(found, default=1)
 
 
 def samples_nbytes(arrays: Iterable[xr.DataArray], n: int) -> int:
@@ -66,12 +80,48 @@ def samples_nbytes(arrays: Iterable[xr.DataArray], n: int) -> int:
     Those of an array in memory are there already, and those of a store are multiplied in parts of the budget.
     """
     lazy = [one for one in arrays if one.chunks is not None and asked_of(one)[0] is None]
-    lead = (CHECKPOINT, EXAMPLE)
-    widths = [one.dtype.itemsize * math.prod(one.sizes[dim] for dim in one.dims if dim not in lead) for one in lazy]
-    return n * max(widths, default=0)
+    return n * max((_example_nbytes(one, "flatten") for one in lazy), default=0)
 
 
-def sample_products(acts: xr.DataArray, positions: str, memory: int | str | None) -> F64:
+def _example_nbytes(acts: xr.DataArray, positions: str) -> int:
+    if positions == "mean":
+        return 8 * acts.sizes[UNIT]
+    return acts.dtype.itemsize * math.prod(acts.sizes[dim] for dim in acts.dims if dim not in (CHECKPOINT, EXAMPLE))
+
+
+def n_at_once(
+    arrays: Iterable[xr.DataArray], n: int, held_nbytes: int, positions: str, memory: int | str | None
+) -> int:
+    """Return of how many batches the samples are read at once, 1 to `AT_ONCE`: a block then is read once for all.
+
+    Parameters
+    ----------
+    arrays : iterable of DataArray
+        What is read, one after the other.
+    n : int
+        Samples of a batch.
+    held_nbytes : int
+        What is kept of each batch until all arrays are read.
+    positions : {"flatten", "mean"}
+    memory : int or str, optional
+        Budget of the query.
+    """
+    stored = [_example_nbytes(one, positions) for one in arrays if asked_of(one)[0] is not None]
+    if not stored:
+        return 1
+    quarter = allowed_nbytes(memory) // 4
+    fitting = min(min(TOGETHER_NBYTES, quarter) // (n * max(stored)), min(HELD_NBYTES, quarter) // held_nbytes)
+    return max(1, min(AT_ONCE, fitting))
+
+
+def read_together(groups: Iterable[Sequence[NDArray[np.intp]]], at_once: int) -> Iterator[Sequence[NDArray[np.intp]]]:
+    """Cut groups of batches into runs of batches that are read at once."""
+    for group in groups:
+        for first in range(0, len(group), at_once):
+            yield group[first : first + at_once]
+
+
+def _sample_products(acts: xr.DataArray, positions: str, memory: int | str | None) -> F64:
     """Products of the samples of one checkpoint about their mean, from a view where there is one: an upper triangle."""
     asked = _wide(acts, positions, every=True)
     if asked is not None:
@@ -92,13 +142,31 @@ def sample_products(acts: xr.DataArray, positions: str, memory: int | str | None
     return _of_values(acts, positions)
 
 
-def batch_products(acts: xr.DataArray, rows: NDArray[np.intp], positions: str, memory: int | str | None) -> F64:
-    """Products of some samples of one checkpoint about their mean, from blocks: an upper triangle.
+def batch_products(
+    acts: xr.DataArray, batches: Sequence[NDArray[np.intp]], positions: str, memory: int | str | None
+) -> Iterator[F64]:
+    """Products of the samples of one checkpoint about the mean of their batch: an upper triangle for each batch.
 
-    A view holds the products of all samples with each other, which grow with the square of their number.
+    A view holds the products of all samples with each other, which grow with the square of their number. Of a store the
+    samples of all these batches are read at once; of one alone in as many parts as the budget asks for, and not at all
+    where it has all samples and a view is there.
     """
-    batch = acts.isel({EXAMPLE: rows})
-    asked = _wide(batch, positions, every=False)
+    if len(batches[0]) == acts.sizes[EXAMPLE]:
+        yield _sample_products(acts, positions, memory)
+        return
+    asked, _ = asked_of(acts)
+    whole = asked is not None and asked.in_order and len(asked.units) == asked.frame.n_units
+    if asked is not None and whole and len(batches) > 1:
+        rows = [np.asarray(asked.rows)[batch] for batch in batches]
+        grams = batch_grams(asked.catalogue, asked.spec, asked.steps[0], positions, rows, n_threads())
+        yield from (gram.products for gram in grams)
+        return
+    for batch in batches:
+        yield _products_of(acts.isel({EXAMPLE: batch}), positions, memory)
+
+
+def _products_of(acts: xr.DataArray, positions: str, memory: int | str | None) -> F64:
+    asked = _wide(acts, positions, every=False)
     if asked is not None:
         view = make_gram(
             asked.catalogue, asked.spec, asked.steps[0], positions, rows=np.asarray(asked.rows),
@@ -106,7 +174,7 @@ def batch_products(acts: xr.DataArray, rows: NDArray[np.intp], positions: str, m
         )  # fmt: skip
         if isinstance(view.state, SampleGram):
             return view.state.products
-    return _of_values(batch, positions)
+    return _of_values(acts, positions)
 
 
 def _wide(acts: xr.DataArray, positions: str, *, every: bool) -> Asked | None:
@@ -126,11 +194,8 @@ def _of_values(acts: xr.DataArray, positions: str) -> F64:
     axes = [str(dim) for dim in ordered.dims]
     values = np.asarray(ordered.compute().values)
     rows = sample_rows(as_float(as_block(values, axes.index(UNIT) - 2)), positions)
-    samples = rows.reshape(rows.shape[1], -1)
-    about, products, with_about = sample_mean(samples), np.zeros((len(samples),) * 2), np.zeros(len(samples))
     with ThreadPoolExecutor(n_threads(), thread_name_prefix="ndt-gram") as pool:
-        nan_count = add_products(products, samples, None, about, with_about, pool)
-    return finished(products, with_about, about, nan_count).products
+        return sample_gram(rows.reshape(rows.shape[1], -1), pool).products
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:

@@ -23,9 +23,10 @@ from ndt_query.products import (
     POSITIONS,
     batch_products,
     block_rows,
+    n_at_once,
     one_blas_thread,
+    read_together,
     require_enough,
-    sample_products,
     samples_nbytes,
 )
 from ndt_store.dims import CHECKPOINT, EXAMPLE
@@ -93,9 +94,10 @@ def cka(
     -----
     Unbiased HSIC terms of the batches are added up, and the ratio is taken of their sums. With n examples in batches of
     b, time is that of ``n b`` products for each interval group and permutation, and memory that of one batch: ``48
-    b^2`` bytes, and up to 192 MB of its samples. Up to b examples are one batch, read once or not at all where a Gram
-    view is there; of more, a block is read once for each batch that holds some of it. The biased estimate of
-    independent data is near ``d / (d + n)`` rather than 0.
+    b^2`` bytes, and of each side up to 128 MB of samples of up to four batches, or up to 192 MB of one. Up to b
+    examples are one batch, read once or not at all where a Gram view is there; of more, a block is read once for all
+    batches whose samples are held together, and at most five times or so. The biased estimate of independent data is
+    near ``d / (d + n)`` rather than 0.
 
     References
     ----------
@@ -120,15 +122,12 @@ def cka(
     first, second = _aligned(activations_of(a), activations_of(b))
     n = first.sizes[EXAMPLE]
     steps, pairs = _pairs(first, second)
-    batches = deal_batches(n, batch_size, seed, block_rows((first, second)))
+    groups = deal_batches(n, batch_size, seed, block_rows((first, second)))
+    batches = [batch for group in groups for batch in group]
     largest = max(map(len, batches))
+    at_once = n_at_once((first, second), largest, 8 * largest**2, positions, memory)
     source = samples_nbytes((first, second), largest)
     check("cka", Projection(source, source, 0.0, 1, 8 * largest**2, 6, 0), allowed_nbytes(memory), ADVICE)
-
-    def products(one: xr.DataArray, rows: NDArray[np.intp]) -> F64:
-        whole = len(batches) == 1
-        some = sample_products(one, positions, memory) if whole else batch_products(one, rows, positions, memory)
-        return unpacked(some, len(rows))
 
     rows_of = []
     with one_blas_thread():
@@ -136,9 +135,13 @@ def cka(
             rng = np.random.default_rng(seed)
             n_left_out = min(n_groups, min(map(len, batches)) // 4)
             sums = Dependence(n_left_out, n_permutations)
-            for rows in batches:
-                orders = np.stack([rng.permutation(len(rows)) for _ in range(n_permutations)])
-                sums.add(products(x, rows), products(y, rows), deal(len(rows), n_left_out, seed), orders)
+            for some in read_together(groups, at_once):
+                of = (batch_products(one, some, positions, memory) for one in (x, y))
+                for rows, of_x, of_y in zip(some, *of, strict=True):
+                    n_rows = len(rows)
+                    orders = np.stack([rng.permutation(n_rows) for _ in range(n_permutations)])
+                    left_out = deal(n_rows, n_left_out, seed)
+                    sums.add(unpacked(of_x, n_rows), unpacked(of_y, n_rows), left_out, orders)
             rows_of.append(_told(*sums.found(), level))
     found = {name: np.array([row[name] for row in rows_of]) for name in rows_of[0]}
     parameters = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from ndt_query.products import (
     POSITIONS,
     batch_products,
     block_rows,
+    n_at_once,
     one_blas_thread,
+    read_together,
     require_enough,
-    sample_products,
     samples_nbytes,
 )
 from ndt_store.dims import CHECKPOINT, EXAMPLE, LAYER
@@ -73,8 +75,8 @@ def cka_matrix(
     Up to `batch_size` examples, each layer and checkpoint is read once, or not at all where its Gram view is there
     (`ndt index --gram flatten`); then all pairs are one matrix product. More examples are dealt into batches as in
     `cka`, with one matrix product for each: time grows with the examples, and memory does not. ``2 b^2`` bytes for each
-    layer and checkpoint with b examples in a batch, and up to 192 MB of samples. No intervals: ask `cka` of pairs that
-    matter.
+    layer and checkpoint with b examples in a batch, of up to four batches while that is 256 MB or less, and samples as
+    in `cka`. No intervals: ask `cka` of pairs that matter.
     """
     one_of("positions", positions, POSITIONS)
     require_count("batch_size", batch_size, LEAST_BATCH)
@@ -88,14 +90,16 @@ def cka_matrix(
                 raise DimensionError(f"Layer {name!r} has other examples than the first: compare the same examples.")
     places = [[(name, step) for name, acts in side.items() for step in range(acts.sizes[CHECKPOINT])] for side in sides]
     arrays = [acts for side in sides for acts in side.values()]
-    batches = deal_batches(n, batch_size, seed, block_rows(arrays))
+    groups = deal_batches(n, batch_size, seed, block_rows(arrays))
+    batches = [batch for group in groups for batch in group]
     n_items, largest = sum(map(len, places)), max(map(len, batches))
-    entries, source = largest * (largest - 1) // 2, samples_nbytes(arrays, largest)
-    terms = Projection(source, source, 0.0, 1, 8 * largest**2, 3, 4 * n_items * entries)
+    held_nbytes, source = 2 * n_items * largest * (largest - 1), samples_nbytes(arrays, largest)
+    at_once = min(n_at_once(arrays, largest, held_nbytes, positions, memory), len(batches))
+    terms = Projection(source, source, 0.0, 1, 8 * largest**2, 3, at_once * held_nbytes)
     check("cka_matrix", terms, allowed_nbytes(memory), ADVICE)
     items = [side[name].isel({CHECKPOINT: step}) for side, wanted in zip(sides, places, strict=True)
              for name, step in wanted]  # fmt: skip
-    found = ratio(_added_up(items, batches, positions, memory))
+    found = ratio(_added_up(items, list(read_together(groups, at_once)), positions, memory))
     split = len(places[0])
     block = found if other is None else found[:split, split:]
     down, across = sides[0], sides[-1]
@@ -115,26 +119,26 @@ def cka_matrix(
 
 
 def _added_up(
-    items: list[xr.DataArray], batches: list[NDArray[np.intp]], positions: str, memory: int | str | None
+    items: list[xr.DataArray], runs: list[Sequence[NDArray[np.intp]]], positions: str, memory: int | str | None
 ) -> NDArray[np.float64]:
     """Add up the unbiased HSIC of every two items (item, item) over batches, in units of each item that cancel."""
-    largest, whole = max(map(len, batches)), len(batches) == 1
-    kept = np.empty((len(items), largest * (largest - 1) // 2), np.float32)
-    found, sizes, units = np.zeros((len(items),) * 2), np.zeros(len(items)), np.zeros(len(items))
-
-    def products(acts: xr.DataArray, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        return sample_products(acts, positions, memory) if whole else batch_products(acts, rows, positions, memory)
+    n_together, largest = max(map(len, runs)), max(len(rows) for run in runs for rows in run)
+    kept = np.empty((n_together, len(items), largest * (largest - 1) // 2), np.float32)
+    found, sizes, units = np.zeros((len(items),) * 2), np.zeros((n_together, len(items))), np.zeros(len(items))
 
     with one_blas_thread():
-        for rows in batches:
-            n = len(rows)
-            matrices = kept[:, : n * (n - 1) // 2]
+        for run in runs:
             for place, acts in enumerate(items):
-                sizes[place] = u_centred_triangle(products(acts, rows), n, matrices[place])
-            # The first batch's sizes are the units: squares of the sizes themselves could overflow.
-            units = np.where(units == 0, sizes, units)
-            weights = np.divide(sizes, units, out=np.zeros(len(items)), where=units != 0)
-            found += np.outer(weights, weights) / (n * (n - 3)) * dependence(matrices)
+                for at, triangle in enumerate(batch_products(acts, run, positions, memory)):
+                    n = len(run[at])
+                    sizes[at, place] = u_centred_triangle(triangle, n, kept[at, place, : n * (n - 1) // 2])
+            for at, rows in enumerate(run):
+                n = len(rows)
+                # The first batch's sizes are the units: squares of the sizes themselves could overflow.
+                units = np.where(units == 0, sizes[at], units)
+                weights = np.divide(sizes[at], units, out=np.zeros(len(items)), where=units != 0)
+                share = np.outer(weights, weights) / (n * (n - 3))
+                found += share * dependence(kept[at, :, : n * (n - 1) // 2])
     return found
 
 

@@ -63,10 +63,10 @@ def subspace_overlap(
 
     Notes
     -----
-    One pass, then ``k^2 d`` products for each pair of checkpoints. With more samples than features, twice the samples
-    take at most twice the time and no more memory; with fewer, the samples of all checkpoints are held, ``8 n d`` bytes
-    each, and are multiplied with each other, ``n^2 d``. The subspaces are estimates from n samples: even of
-    equal representations they agree by less than 1 on other examples, by more the closer eigenvalues k and k + 1 are.
+    As `pca`, then ``k^2 d`` products for each pair of checkpoints. With more samples than features, twice the samples
+    take at most twice the time and no more memory. With fewer, every two samples are multiplied, ``n^2 d / 2``, and
+    memory is that of `pca`. The subspaces are estimates from n samples: even of equal representations they agree by
+    less than 1 on other examples, by more the closer eigenvalues k and k + 1 are.
 
     References
     ----------

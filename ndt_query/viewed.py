@@ -25,8 +25,8 @@ V = TypeVar("V", contravariant=True)
 class Finalise(Protocol[V]):
     """From one checkpoint's view to arrays (1, *dims)."""
 
-    def __call__(self, view: V) -> Mapping[str, Array]:
-        """Return the arrays by name."""
+    def __call__(self, view: V, step: int) -> Mapping[str, Array]:
+        """Return the arrays by name; `step` is the checkpoint."""
         ...
 
 
@@ -76,7 +76,7 @@ class Viewed(Protocol):
 class _Moments:
     units: NDArray[np.intp]
 
-    def __call__(self, view: MomentsView) -> Mapping[str, Array]:
+    def __call__(self, view: MomentsView, step: int) -> Mapping[str, Array]:  # noqa: ARG002
         state = view.moments
         return moments.finalise(
             moments.Moments(*(getattr(state, field.name)[:, self.units] for field in fields(moments.Moments)))
@@ -87,7 +87,7 @@ class _Moments:
 class _ClassSums:
     units: NDArray[np.intp]
 
-    def __call__(self, view: MomentsView) -> Mapping[str, Array]:
+    def __call__(self, view: MomentsView, step: int) -> Mapping[str, Array]:  # noqa: ARG002
         state = view.classes
         assert state is not None
         picked = classes.ClassSums(state.total[:, :, self.units], state.count, state.nan_count[:, self.units])
@@ -100,7 +100,7 @@ class _Top:
     units: NDArray[np.intp]
     k: int
 
-    def __call__(self, view: TopView) -> Mapping[str, Array]:
+    def __call__(self, view: TopView, step: int) -> Mapping[str, Array]:  # noqa: ARG002
         picked = TopView(*(part[self.units, : self.k] for part in (view.value, view.row, view.place)))
         state = picked.state(self.frame, self.k)
         return {"value": state.value, "example": state.example, "position": state.position}

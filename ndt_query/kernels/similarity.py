@@ -11,20 +11,32 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Dependence", "deal_batches", "dependence", "permuted", "ratio", "u_centred", "u_centred_triangle"]
+__all__ = [
+    "AT_ONCE",
+    "Dependence",
+    "deal_batches",
+    "dependence",
+    "permuted",
+    "ratio",
+    "u_centred",
+    "u_centred_triangle",
+]
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
 N_STRATA = 32
-"""Runs of consecutive samples of which a batch consists, at least, where it is not dealt one by one."""
+"""Runs of consecutive samples of which a batch consists, at least, where samples are not dealt one by one."""
 
 N_READS = 4
 """How often a block is read, about, where runs of samples may be long enough for that."""
 
+AT_ONCE = 4
+"""Batches in a group, whose samples lie in the same blocks and can be read together."""
 
-def deal_batches(n: int, batch_size: int, seed: int, block_rows: int = 1) -> list[Rows]:
+
+def deal_batches(n: int, batch_size: int, seed: int, block_rows: int = 1) -> list[list[Rows]]:
     """Deal samples into batches of about equal size and like composition.
 
     Parameters
@@ -37,28 +49,38 @@ def deal_batches(n: int, batch_size: int, seed: int, block_rows: int = 1) -> lis
 
     Returns
     -------
-    list of ndarray
-        Positions of each batch, increasing; every sample is in one.
+    list of list of ndarray
+        Groups of up to `AT_ONCE` batches, whose samples lie in the same blocks: positions of each batch, increasing.
+        Every sample is in one batch.
 
     Notes
     -----
     Samples are dealt one by one, as if all were shuffled, while that makes few batches: a block then holds samples of
-    each batch and is read once for each. Reading would grow with the square of many batches. There, runs of a part of a
-    block are dealt, one to each batch of as many neighbouring runs as there are batches, so that a batch spans all
-    positions evenly, classes in order included, and a block is read as often as it has runs, whatever n is.
+    each batch. Reading would grow with the square of many batches. There, runs of a part of a block are dealt, one to
+    each group of `AT_ONCE` batches in each of `N_STRATA` parts or more of all samples, so that a group spans all
+    positions evenly, classes in order included, and neighbours in a group are dealt to its batches. A block is read for
+    as many groups as it has runs, whatever n is.
     """
     n_batches = -(-n // batch_size)
     if n_batches == 1:
-        return [np.arange(n)]
+        return [[np.arange(n)]]
     rng = np.random.default_rng(seed)
-    run = max(1, min(-(-block_rows // N_READS), batch_size // N_STRATA))
-    if n_batches <= -(-block_rows // run) or run == 1:
-        return [np.sort(part) for part in np.array_split(rng.permutation(n), n_batches)]
+    run = max(1, min(-(-block_rows // N_READS), AT_ONCE * batch_size // N_STRATA))
+    if -(-n_batches // AT_ONCE) <= -(-block_rows // run) or run == 1:
+        parts = [np.sort(part) for part in np.array_split(rng.permutation(n), n_batches)]
+        return [parts[first : first + AT_ONCE] for first in range(0, n_batches, AT_ONCE)]
     n_runs = -(-n // run)
-    n_batches = -(-n_runs // (batch_size // run))
-    strata = [rng.permutation(n_batches) for _ in range(-(-n_runs // n_batches))]
-    batch_of = np.repeat(np.concatenate(strata)[:n_runs], run)[:n]
-    return [np.flatnonzero(batch_of == batch) for batch in range(n_batches)]
+    n_groups = -(-n_runs // (AT_ONCE * batch_size // run))
+    strata = [rng.permutation(n_groups) for _ in range(-(-n_runs // n_groups))]
+    group_of = np.repeat(np.concatenate(strata)[:n_runs], run)[:n]
+    found = []
+    for group in range(n_groups):
+        rows = np.flatnonzero(group_of == group)
+        n_here = -(-len(rows) // batch_size)
+        neighbours = np.tile(np.arange(n_here), (-(-len(rows) // n_here), 1))
+        batch_of = rng.permuted(neighbours, axis=1).ravel()[: len(rows)]
+        found.append([rows[batch_of == batch] for batch in range(n_here)])
+    return found
 
 
 def u_centred(gram: F64) -> tuple[F64, float]:

@@ -115,11 +115,11 @@ def finished(products: F64, with_about: F64, about: F64, nan_count: int) -> Samp
         return SampleGram(n, moved, with_mean, float(about @ about + 2 * shift + overall), nan_count)
 
 
-def sample_gram(values: Array) -> SampleGram:
-    """Products of samples (sample, feature) that lie in memory."""
+def sample_gram(values: Array, pool: Executor | None = None) -> SampleGram:
+    """Products of samples (sample, feature) that lie in memory; panels of rows at the same time with a `pool`."""
     n = len(values)
     about, products, with_about = sample_mean(values), np.zeros((n, n)), np.zeros(n)
-    nan_count = add_products(products, values, None, about, with_about)
+    nan_count = add_products(products, values, None, about, with_about, pool)
     return finished(products, with_about, about, nan_count)
 
 

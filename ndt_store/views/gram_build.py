@@ -9,7 +9,7 @@ products outweigh.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,12 +23,12 @@ from ndt_store.schema import ArraySpec
 from ndt_store.views.blocks import Array, as_block, as_float
 from ndt_store.views.build import each_block
 from ndt_store.views.frame import Frame, frame_of
-from ndt_store.views.gram import SampleGram, add_products, finished
+from ndt_store.views.gram import SampleGram, add_products, finished, sample_gram
 from ndt_store.views.gram_view import GRAM_VIEWS, GramView, GroupSums, sample_shape
 from ndt_store.views.samples import DEFAULT_N_GROUPS, deal_groups, on_samples, sample_mean, sample_rows
 from ndt_store.views.scatter import Scatter, merge_scatter, scatter_of
 
-__all__ = ["TILE_NBYTES", "GramPart", "Tiles", "make_gram"]
+__all__ = ["TILE_NBYTES", "GramPart", "Tiles", "batch_grams", "make_gram"]
 
 TILE_NBYTES: Final = 192 << 20
 """Most memory for the samples whose products are summed."""
@@ -92,8 +92,14 @@ class GramPart:
             yield slice(start, stop)
             start = stop
 
-    def read(self, catalogue: Catalogue, step: int, run: slice, out: Array, n_threads: int) -> Array:
-        """Read the samples (sample, feature) of a run of examples into the beginning of `out`."""
+    def read(
+        self, catalogue: Catalogue, step: int, run: slice, out: Array, n_threads: int,
+        places: NDArray[np.intp] | None = None,
+    ) -> Array:  # fmt: skip
+        """Read the samples (sample, feature) of a run of examples into the beginning of `out`.
+
+        With `places`, for examples of one sample each, the sample of an example goes there.
+        """
         frame, each = self.frame, self.per_example
         rows = self.rows[run]
         values = out[: len(rows) * each]
@@ -106,7 +112,8 @@ class GramPart:
             part = block if len(picked) == len(block) else block[picked]
             form = as_block(part[None], frame.n_before)
             samples = sample_rows(form[:, :, :, self.units] if some_units else form, self.mode)
-            values[start * each : stop * each] = samples.reshape(-1, values.shape[1])
+            where = slice(start * each, stop * each) if places is None else places[start:stop]
+            values[where] = samples.reshape(-1, values.shape[1])
 
         indices = np.unique(rows // frame.spec.rows).tolist()
         each_block(catalogue, frame.spec, step, indices, take, n_threads=n_threads)
@@ -184,6 +191,43 @@ def make_gram(
         if on_samples(*part.shape):
             return GRAM_VIEWS[mode](_products(catalogue, step, part, nbytes, n_threads, pool))
         return GRAM_VIEWS[mode](_groups(catalogue, step, part, nbytes, n_threads, pool))
+
+
+def batch_grams(
+    catalogue: Catalogue, spec: ArraySpec, step: int, mode: str, batches: Sequence[NDArray[np.intp]], n_threads: int = 1
+) -> Iterator[SampleGram]:
+    """Products of the samples of each of some batches, whose blocks are read once for all.
+
+    Parameters
+    ----------
+    catalogue, spec, step
+        As for `make_gram`.
+    mode : {"flatten", "mean"}
+        What becomes of positions.
+    batches : sequence of ndarray
+        Positions of the examples of each batch, increasing; no two batches share one.
+    n_threads : int
+        Threads that read and multiply.
+
+    Raises
+    ------
+    IntegrityError
+        A block is damaged.
+
+    Notes
+    -----
+    The samples of all batches are held.
+    """
+    frame, rows = frame_of(catalogue, spec), np.concatenate(batches)
+    order = np.argsort(rows)
+    part = GramPart(frame, mode, rows[order], np.arange(frame.n_units))
+    buffer = np.empty(part.shape, part.dtype)
+    values = part.read(catalogue, step, slice(0, len(rows)), buffer, n_threads, order)
+    start = 0
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="ndt-gram") as pool:
+        for batch in batches:
+            yield sample_gram(values[start : start + len(batch)], pool)
+            start += len(batch)
 
 
 def _buffer(part: GramPart, runs: list[slice]) -> Array:

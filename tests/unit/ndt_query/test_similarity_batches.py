@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
-from ndt_query.kernels.similarity import deal_batches, u_centred, u_centred_triangle
+from ndt_query.kernels.similarity import AT_ONCE, deal_batches, u_centred, u_centred_triangle
 from ndt_store import open_store
 from ndt_store.errors import InvalidInputError
 from ndt_store.testing import simulate_store
@@ -16,6 +16,10 @@ from ndt_store.views.samples import packed
 
 from .sources import CountingStorage, labelled
 from .test_similarity import array, by_formula, hsic
+
+
+def dealt(*args):
+    return [batch for group in deal_batches(*args) for batch in group]
 
 
 def summed(x, y, batches):
@@ -29,13 +33,13 @@ def summed(x, y, batches):
     ("n", "size", "block"), [(17, 16, 1), (500, 64, 1), (500, 64, 7), (5000, 64, 40), (999, 64, 9)]
 )
 def test_batches__hold_every_example_once_and_are_about_equal(n, size, block):
-    batches = deal_batches(n, size, 3, block)
+    batches = dealt(n, size, 3, block)
     assert np.sort(np.concatenate(batches)).tolist() == list(range(n))
     sizes = [len(rows) for rows in batches]
     assert max(sizes) <= size
     assert min(sizes) >= size / 2
     assert all((np.diff(rows) > 0).all() for rows in batches)
-    again, other = deal_batches(n, size, 3, block), deal_batches(n, size, 4, block)
+    again, other = dealt(n, size, 3, block), dealt(n, size, 4, block)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
 
@@ -43,9 +47,11 @@ def test_batches__hold_every_example_once_and_are_about_equal(n, size, block):
 def test_batches__read_a_block_a_bounded_number_of_times_and_have_every_class_of_sorted_ones():
     block = 160
     for n in (50_000, 100_000):
-        batches = deal_batches(n, 1024, 0, block)
-        read = sum(len(np.unique(rows // block)) for rows in batches) / (n / block)
-        assert read < 6
+        groups = deal_batches(n, 1024, 0, block)
+        assert max(map(len, groups)) == AT_ONCE
+        together = [np.concatenate(group) for group in groups]
+        assert sum(len(np.unique(rows // block)) for rows in together) / (n / block) < 6
+        batches = [batch for group in groups for batch in group]
         classes = np.array([np.bincount(rows * 10 // n, minlength=10) / len(rows) for rows in batches])
         assert np.abs(classes - 0.1).max() <= 2 / 32
         assert (
@@ -53,11 +59,44 @@ def test_batches__read_a_block_a_bounded_number_of_times_and_have_every_class_of
         )  # runs dealt without regard to position would have this twice over
 
 
+def test_groups_of_batches__have_the_same_blocks_and_runs_of_neighbours_between_them():
+    groups = deal_batches(100_000, 1024, 0, 640)
+    assert len(groups) > 640 / 128
+    for group in groups:
+        rows = np.sort(np.concatenate(group))
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+        assert min(map(len, runs[:-1])) >= 128  # neighbours are in one group
+        for batch in group:
+            held = np.array([np.isin(run, batch).sum() for run in runs[:-1]]) / [len(run) for run in runs[:-1]]
+            assert np.abs(held - 1 / len(group)).max() < 0.02  # and each batch has its share of them
+
+
+def test_blocks_are_read_once_for_all_batches_of_a_group(tmp_path, monkeypatch):
+    storage = CountingStorage(tmp_path / "r.zarr")
+    simulate_store(storage, checkpoints=(0,), n_examples=128, layers={"a": (64,)}, kinds=("activations",))
+    acts = open_store(storage)["a"].activations
+    acts.compute()
+    n_blocks = len(storage.reads)
+    storage.reads.clear()
+    found = nq.cka_matrix(acts, batch_size=16)
+    assert found.attrs["n_batches"] == 8
+    assert n_blocks < len(storage.reads) <= 2 * n_blocks
+    storage.reads.clear()
+    pair = nq.cka(acts, acts, batch_size=16, n_permutations=2)
+    assert 2 * n_blocks < len(storage.reads) <= 4 * n_blocks
+    monkeypatch.setattr("ndt_query.products.HELD_NBYTES", 1)
+    storage.reads.clear()
+    one_by_one = nq.cka_matrix(acts, batch_size=16)
+    assert len(storage.reads) > 3 * n_blocks
+    assert one_by_one.identical(found)
+    assert nq.cka(acts, acts, batch_size=16, n_permutations=2).identical(pair)
+
+
 def test_cka__in_batches_is_the_ratio_of_summed_terms(rng):
     x = rng.standard_normal((150, 6)) + 2
     y = x[:, :3] @ rng.standard_normal((3, 9)) + rng.standard_normal((150, 9))
     x[:70] *= 3  # batches differ in size of their terms, so that a mean of ratios would be another
-    expected = summed(x, y, deal_batches(150, 40, 5))
+    expected = summed(x, y, dealt(150, 40, 5))
     found = nq.cka(array(x), array(y), batch_size=40, seed=5, n_permutations=9)
     assert float(found["cka"]) == pytest.approx(expected, abs=1e-12)
     assert found.attrs["n_batches"] == 4
@@ -91,7 +130,7 @@ def test_cka__in_batches_of_independent_data_is_zero():
 def test_null__shuffles_within_batches_as_its_formula_does(rng):
     """The permuted terms of batches over the sizes of all: the same orders, through Song's formula."""
     x, y = rng.standard_normal((60, 4)), rng.standard_normal((60, 3))
-    batches = deal_batches(60, 30, 2)
+    batches = dealt(60, 30, 2)
     generator = np.random.default_rng(2)
     orders = [np.stack([generator.permutation(30) for _ in range(5)]) for _ in batches]
     expected = []
@@ -180,7 +219,7 @@ def test_triangle__is_u_centred_as_the_matrix_is(rng):
 
 def test_what_varies_in_one_batch_alone_counts_there(rng):
     x = np.zeros((64, 4))
-    batches = deal_batches(64, 32, 0)
+    batches = dealt(64, 32, 0)
     x[batches[1]] = rng.standard_normal((32, 4))
     y = rng.standard_normal((64, 4))
     expected = nq.cka(array(x), array(y), batch_size=32)

@@ -1,0 +1,151 @@
+"""Components of a store's few samples of many features equal those of its values, are read in runs and forget none."""
+
+from __future__ import annotations
+
+import shutil
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from threadpoolctl import threadpool_limits
+
+import ndt_query as nq
+import ndt_query.principal as principal
+from ndt_store import MemoryBudgetError, index_store, open_store
+from ndt_store.testing import simulate_store
+
+from .sources import CountingStorage, reads
+
+LAYERS = {"conv": (40, 3, 2), "tokens": (3, 90), "wide": (120,), "narrow": (5,)}
+N = 50
+CASES = [("conv", "flatten"), ("tokens", "flatten"), ("wide", "mean"), ("tokens", "mean"), ("narrow", "mean")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_blas_thread():
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture
+def store(tmp_path):
+    options = {"checkpoints": (0, 5), "kinds": ("activations",), "layers": LAYERS, "block_nbytes": 4096}
+    made = simulate_store(tmp_path / "s.zarr", n_examples=N, **options)
+    return open_store(CountingStorage(made.store.catalogue.storage.root))
+
+
+def same(ours, theirs, atol=1e-7):
+    xr.testing.assert_allclose(ours.compute().drop_attrs(), theirs.drop_attrs(), rtol=1e-7, atol=atol)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize(("layer", "positions"), CASES)
+def test_components__of_a_store_are_those_of_its_values(store, layer, positions, centre, monkeypatch):
+    monkeypatch.setattr(principal, "PASS_NBYTES", 8192)  # a few examples at a time
+    acts = store[layer].activations
+    found = nq.pca(acts, 4, positions=positions, centre=centre)
+    same(found, nq.pca(acts.compute(), 4, positions=positions, centre=centre))
+    assert found["component"].chunks is not None
+    some = acts.isel(example=slice(3, 41, 2))
+    same(nq.pca(some, 3, positions=positions, centre=centre), nq.pca(some.compute(), 3, positions=positions,
+                                                                     centre=centre))  # fmt: skip
+
+
+def test_components__of_positions_as_samples_are_those_of_its_values(tmp_path):
+    made = simulate_store(
+        tmp_path / "s.zarr", n_examples=20, layers={"wide": (130, 2, 2)}, kinds=("activations",), block_nbytes=4096
+    )
+    acts = made.store["wide"].activations
+    same(nq.pca(acts, 4, positions="samples"), nq.pca(acts.compute(), 4, positions="samples"))
+
+
+def test_components__of_selected_units_come_in_the_order_asked_for(store):
+    acts = store["wide"].activations
+    for units in (slice(10, 90), [5, 3, 70, 71, 72, *range(80, 119)], [4, 8, *range(20, 80)]):
+        asked = acts.isel(unit=units)
+        found = nq.pca(asked, 3)
+        same(found, nq.pca(asked.compute(), 3))
+        assert found["feature"].values.tolist() == asked["unit"].values.tolist()
+
+
+def test_components__keep_their_digits_far_from_zero(tmp_path):
+    rng = np.random.default_rng(0)
+    values = (1e4 + rng.standard_normal((3, 30, 200))).astype(np.float32)
+    made = simulate_store(
+        tmp_path / "s.zarr",
+        n_examples=30,
+        layers={"wide": (200,)},
+        kinds=("activations",),
+        planted={"layers/wide/activations": values},
+    )
+    found = nq.pca(made.store["wide"].activations, 3).compute()
+    for step in range(3):
+        samples = values[step].astype(np.float64)
+        _, sizes, rows = np.linalg.svd(samples - samples.mean(0), full_matrices=False)
+        np.testing.assert_allclose(found["explained_variance"][step], sizes[:3] ** 2 / 29, rtol=1e-8)
+        np.testing.assert_allclose(np.abs(found["component"][step].values @ rows[:3].T), np.eye(3), atol=1e-7)
+        np.testing.assert_allclose(found["mean"][step], samples.mean(0), rtol=1e-12)
+
+
+def test_components__beside_a_nan_and_of_equal_samples_are_nan(tmp_path):
+    values = np.random.default_rng(0).standard_normal((3, 20, 60)).astype(np.float32)
+    values[0, 7, 4] = np.nan
+    values[1] = 0.1
+    made = simulate_store(
+        tmp_path / "s.zarr",
+        n_examples=20,
+        layers={"wide": (60,)},
+        kinds=("activations",),
+        planted={"layers/wide/activations": values},
+    )
+    found = nq.pca(made.store["wide"].activations, 2).compute()
+    assert found["component"].isnull().all(("rank", "feature")).values.tolist() == [True, True, False]
+    assert np.isnan(found["mean"].values[0]).sum() == 1
+    assert found["total_variance"].values[1] == 0
+    assert np.isnan(found["total_variance"].values[0])
+
+
+def test_components__say_where_they_come_from_and_read_a_kept_view_once(store):
+    acts = store["wide"].activations
+    n_blocks = acts.data.numblocks[1]
+    first = nq.pca(acts, 2, explain=True)
+    assert "view gram-mean at 0 of 2 checkpoints, the others made from" in first.attrs["explain"]
+    reads(store).clear()
+    first.compute()
+    made = len(reads(store))
+    assert made >= 4 * n_blocks  # two checkpoints, for the products and for what they are made of
+    reads(store).clear()
+    again = nq.pca(acts, 2, explain=True)
+    again.compute()
+    assert "view gram-mean at 2 of 2 checkpoints" in again.attrs["explain"]
+    assert len(reads(store)) <= 3 * made // 4
+    same(again, first.compute())
+    alone = nq.pca(acts, 2, views=False, explain=True)
+    assert "not kept: views=False" in alone.attrs["explain"]
+    same(alone, first.compute())
+
+
+def test_components__of_features_leave_no_view_and_use_one(store):
+    acts = store["narrow"].activations
+    assert "a pass over its values (gram-mean is not kept" in nq.pca(acts, 2, explain=True).attrs["explain"]
+    nq.pca(acts, 2).compute()
+    assert "gram-mean is not kept" in nq.pca(acts, 2, explain=True).attrs["explain"]
+    index_store(store, gram=("mean",))
+    assert "view gram-mean at 2 of 2" in nq.pca(acts, 2, explain=True).attrs["explain"]
+    shutil.rmtree(store.catalogue.storage.root / "views" / "gram-mean")
+
+
+def test_memory__of_many_samples_is_not_theirs(tmp_path):
+    """Few at a time are held; at a budget that all samples would exceed the answer is the same."""
+    made = simulate_store(
+        tmp_path / "s.zarr", checkpoints=(0,), n_examples=128, layers={"wide": (40_000,)}, kinds=("activations",),
+        block_nbytes=320_000,
+    )  # fmt: skip
+    acts = made.store["wide"].activations
+    with dask.config.set(scheduler="synchronous"):
+        found = nq.pca(acts, 2, positions="flatten", memory="80 MB", views=False)
+        same(found, nq.pca(acts.compute(), 2, positions="flatten"))
+        reduced = acts.chunk({"example": 2}) + 0  # no plain selection of the store any more
+        with pytest.raises(MemoryBudgetError, match="projected"):
+            nq.pca(reduced, 2, positions="flatten", memory="80 MB")
