@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import xarray as xr
@@ -15,7 +15,7 @@ from ndt_query.jumps import JUMP, detect_jumps
 from ndt_query.layers import Whole
 from ndt_query.plot.interventions import interventions
 from ndt_query.plot.trajectories import MOST_ROWS, jump_nulls, trajectories
-from ndt_store.dims import LAYER, STEP
+from ndt_store.dims import LAYER, POSITION_DIMS, STEP
 from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
@@ -41,6 +41,8 @@ class Trained:
         Over how many steps and seeds they are compared, or why they are left out; "" where there are none.
     effects : tuple of dict
         A row for each quantity, layer, arm and role.
+    flattened : bool
+        Whether the dimension was tracked with every position a feature, so that it is another than that of means.
     """
 
     figures: tuple[tuple[str, Figure], ...] = ()
@@ -48,6 +50,7 @@ class Trained:
     words: str = ""
     said_of_interventions: str = ""
     effects: tuple[dict[str, Any], ...] = ()
+    flattened: bool = False
 
 
 def trained(store: Whole) -> Trained:
@@ -69,14 +72,25 @@ def trained(store: Whole) -> Trained:
     if not isinstance(store, Store):
         return Trained()
     figures, jumps, words = _jumps(store)
+    found = Trained(figures, jumps, words, flattened=bool(figures) and _is_flattened(store))
     if EXPERIMENT not in store.experiments:
-        return Trained(figures, jumps, words)
+        return found
     try:
         effects = intervention_effects(store)
     except (DimensionError, InvalidInputError) as error:
-        return Trained(figures, jumps, words, f"Interventions are left out. {error}")
+        return replace(found, said_of_interventions=f"Interventions are left out. {error}")
     said = f"Compared over {effects.attrs['window']} steps from each moment. {effects.attrs['seeds']}."
-    return Trained((*figures, (EXPERIMENT, interventions(effects))), jumps, words, said, tuple(effect_rows(effects)))
+    return replace(
+        found,
+        figures=(*figures, (EXPERIMENT, interventions(effects))),
+        said_of_interventions=said,
+        effects=tuple(effect_rows(effects)),
+    )
+
+
+def _is_flattened(store: Store) -> bool:
+    has_positions = any(set(POSITION_DIMS) & set(store[layer].dims) for layer in store.layers)
+    return has_positions and store.training.attrs.get("positions") == "flatten"
 
 
 def _jumps(store: Store) -> tuple[tuple[tuple[str, Figure], ...], tuple[dict[str, Any], ...], str]:

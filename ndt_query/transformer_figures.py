@@ -66,13 +66,18 @@ def _head(study: xr.DataTree, measures: xr.Dataset, layer: str, place: int) -> d
         "entropy": _ends(one["entropy"].values, ".2f"),
         "distance": _ends(one["distance"].values, ".2f"),
         "selective": "",
+        "selective_q": "",
         "category": "",
         "class_accuracy": "",
         "importance": "",
+        "importance_interval": "",
     }
     if "selectivity" in study.children:
         told = study["selectivity"].to_dataset().sel({LAYER: layer}).isel({HEAD: place, CHECKPOINT: -1})
-        found["selective"] = f"{float(told['eta_squared']):.2f} (q {float(told['q_value']):.2g})"
+        found["selective"], found["selective_q"] = (
+            f"{float(told['eta_squared']):.2f}",
+            f"q {float(told['q_value']):.2g}",
+        )
     called = study["categories"].to_dataset()["category"] if "categories" in study.children else None
     if called is not None and layer in called[LAYER].values:
         called = called.sel({LAYER: layer}).isel({CHECKPOINT: -1})
@@ -85,7 +90,8 @@ def _head(study: xr.DataTree, measures: xr.Dataset, layer: str, place: int) -> d
         if layer in worth[LAYER].values:
             drop = worth.isel({"step": -1, "ablation": 0}).sel({LAYER: layer}).isel({HEAD: place})
             low, high = float(drop["accuracy_drop_low"]), float(drop["accuracy_drop_high"])
-            found["importance"] = f"{float(drop['accuracy_drop']):.1%} ({low:.1%} to {high:.1%})"
+            found["importance"] = f"{float(drop['accuracy_drop']):.1%}"
+            found["importance_interval"] = f"{low:.1%} to {high:.1%}"
     return found
 
 

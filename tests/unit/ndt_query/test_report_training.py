@@ -21,18 +21,26 @@ TITLES = {
 }
 
 
-def tracked_store(folder, values, name="participation_ratio"):
+def tracked_store(folder, values, name="participation_ratio", shape=(4,), **attrs):
     """A store whose training tracked values (step, layer)."""
     columns = {name: Column(("layer",)), "loss": Column(), "validation_loss": Column()}
-    with SeriesWriter.open(folder, rows=columns, coords={"layer": LAYERS}) as series:
+    with SeriesWriter.open(folder, rows=columns, coords={"layer": LAYERS}, attrs=attrs) as series:
         for place, row in enumerate(values):
             loss = {"loss": np.exp(-place / 20), "validation_loss": 1.1 * np.exp(-place / 20)}
             series.append(5 * place, **{name: row}, **loss)
-    return simulate_store(folder, layers={"fc": (4,)}).store
+    return simulate_store(folder, layers={"fc": shape}).store
 
 
 def page(store, tmp_path):
     return re.sub(r"\s+", " ", nq.report(store, tmp_path / "out").read_text())
+
+
+@pytest.mark.parametrize(
+    ("shape", "positions", "said"), [((4, 2, 2), "flatten", True), ((4, 2, 2), "mean", False), ((4,), "flatten", False)]
+)
+def test_positions_that_are_features_are_told_from_means(tmp_path, rng, shape, positions, said):
+    store = tracked_store(tmp_path / "r.zarr", 20 + rng.standard_normal((N, 2)), shape=shape, positions=positions)
+    assert ("every position is a feature of its example" in page(store, tmp_path)) is said
 
 
 def test_a_planted_jump_is_drawn_and_tabulated(tmp_path, rng):
