@@ -23,7 +23,7 @@ from ndt_store.reader import Store
 from ndt_store.runs import Runs, named_stores
 from ndt_store.views.spectrum import MEASURES
 
-__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "stores_of"]
+__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "each_run", "stores_of"]
 
 F64 = NDArray[np.float64]
 AT: Final = "at"
@@ -84,8 +84,10 @@ def compare_runs(
     Returns
     -------
     Dataset
-        Over ``run``, with the coordinates ``group``, ``layer`` and ``last_checkpoint``, the step that what is said of
-        the end is about: look at it before a run that was stopped is compared with one that was not.
+        Over ``run``, with the coordinates ``group``, ``layer``; ``last_checkpoint``, the step that what is said of the
+        end is about: look at it before a run that was stopped is compared with one that was not; and ``curves_from``,
+        of which examples the curves are, and in brackets what became of positions: runs where it differs have other
+        dimensions and accuracies for that reason alone.
 
         `SCALARS`
             ``final_accuracy`` with ``_low`` and ``_high``, ``final_loss``; ``area``, mean accuracy over the steps that
@@ -149,7 +151,7 @@ def compare_runs(
             },
         },
         {
-            "last_checkpoint": (RUN, [one["last_checkpoint"] for one in found.values()]),
+            **{key: (RUN, [one[key] for one in found.values()]) for key in ("last_checkpoint", "curves_from")},
             RUN: list(found), "group": (RUN, called), LAYER: (RUN, [one["layer"] for one in found.values()]),
             "fraction": list(FRACTIONS), AT: grid,
         },
@@ -200,6 +202,16 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     return found.assign_attrs(
         {**comparison.attrs, "what": "groups of runs compared", "parameters": json.dumps(parameters)}
     )
+
+
+def each_run(comparison: xr.Dataset, name: str) -> str:
+    """Say a coordinate of runs in words: once where it is the same in all."""
+    runs: dict[str, list[str]] = {}
+    for run, value in zip(comparison[RUN].values, comparison[name].values, strict=True):
+        runs.setdefault(str(value), []).append(str(run))
+    if len(runs) == 1:
+        return next(iter(runs))
+    return "; ".join(f"{value} of {', '.join(names)}" for value, names in runs.items())
 
 
 def stores_of(stores: Any) -> dict[str, Store]:

@@ -27,6 +27,12 @@ SHOWN: Final = {
 }
 """Names in the table by those of `compare_runs`."""
 
+DIFFERING: Final = {
+    "last_checkpoint": "the runs end at different checkpoints, so their ends may not compare",
+    "curves_from": "the runs were measured on different examples, so their curves may not compare",
+}
+"""What is said where runs differ in a coordinate."""
+
 ALIGNED: Final = ("step", "examples", "loss")
 ENDS: Final = ("", "_low", "_high")
 
@@ -57,7 +63,7 @@ def compare(
     and CSV limits have columns of their own, and each row says how many runs it is of, and of which layer and
     checkpoint where these are the same in all of them.
     """
-    from ndt_query.compare import compare_groups, compare_runs
+    from ndt_query.compare import compare_groups, compare_runs, each_run
 
     if figure is not None:
         require_picture(figure)
@@ -69,9 +75,10 @@ def compare(
     for place, group in enumerate(groups["group"].values):
         rows.append(_row(groups, "group", place, found.isel(run=found["group"].values == group), in_table))
     emit(rows, output_format)
-    tell(f"layer compared: {_each(found, 'layer')}")
-    if len(set(found["last_checkpoint"].values.tolist())) > 1:
-        tell(f"the runs end at different checkpoints, so their ends may not compare: {_each(found, 'last_checkpoint')}")
+    tell(f"layer compared: {each_run(found, 'layer')}")
+    for name, warning in DIFFERING.items():
+        if len(set(found[name].values.tolist())) > 1:
+            tell(f"{warning}: {each_run(found, name)}")
     if figure is not None:
         from ndt_query.plot import compare_runs as draw
         from ndt_query.plot import save
@@ -83,16 +90,6 @@ def compare(
         tell(f"wrote {comparison_page(found, out, smooth=smooth_pairs(stores, found))}")
 
 
-def _each(found: xr.Dataset, name: str) -> str:
-    """Say a coordinate of runs in words: once where it is the same in all."""
-    runs: dict[str, list[str]] = {}
-    for run, value in zip(found["run"].values, found[name].values, strict=True):
-        runs.setdefault(str(value), []).append(str(run))
-    if len(runs) == 1:
-        return next(iter(runs))
-    return "; ".join(f"{value} of {', '.join(names)}" for value, names in runs.items())
-
-
 def _row(found: xr.Dataset, dim: str, place: int, runs: xr.Dataset, in_table: bool) -> dict[str, Any]:
     one = found.isel({dim: place})
     of_group = dim == "group"
@@ -102,7 +99,7 @@ def _row(found: xr.Dataset, dim: str, place: int, runs: xr.Dataset, in_table: bo
     }
     if not in_table:
         row["n_runs"] = runs.sizes["run"]
-        for name in ("layer", "last_checkpoint"):
+        for name in ("layer", *DIFFERING):
             same = set(runs[name].values.tolist())
             row[name] = same.pop() if len(same) == 1 else None
     numbers = [(label, [one[f"{name}{end}"] for end in ENDS if of_group or not end]) for name, label in SHOWN.items()]

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from ndt_query.compare import SCALARS, compare_groups, stores_of
+from ndt_query.compare import SCALARS, compare_groups, each_run, stores_of
 from ndt_query.intervals import mean_ci
 from ndt_query.output import INDEX, staged, write_results
 from ndt_query.pages import figure_source, render, write_page
@@ -142,6 +142,8 @@ def comparison_page(
             "Runs compared",
             figures=[figure_source(name, figure) for name, figure in figures.items()],
             n_runs=comparison.sizes[RUN],
+            curves_from=each_run(comparison, "curves_from"),
+            is_mixed=len(set(comparison["curves_from"].values.tolist())) > 1,
             names=[str(name) for name in groups["group"].values],
             rows=group_rows(groups),
             fractions=[f"{float(one):.0%}" for one in groups["fraction"].values],

@@ -31,6 +31,7 @@ FRACTIONS: Final = (0.5, 0.75, 0.9)
 LEAST_TRACKED: Final = 30
 N_FOLDS: Final = 5
 SCORED: Final = ("loss", "accuracy", "accuracy_low", "accuracy_high")
+VALIDATION, PROBE = "validation set", "probe set"
 VALIDATED: Final = ("validation_accuracy", "validation_loss")
 SEPARABILITY: Final = (
     "accuracy", "accuracy_low", "accuracy_high", "control", "silhouette", "silhouette_low", "silhouette_high",
@@ -57,7 +58,7 @@ def one_run(
     """Say of one run what runs are compared by; ``places`` are where its curves were measured, increasing."""
     identity = store.provenance.get("identity", {})
     told = _scored(store, level)
-    steps, dimension, accuracy, loss = _curves(store, layer, measure, told, memory)
+    (steps, dimension, accuracy, loss), curves_from = _curves(store, layer, measure, told, memory)
     batch = dict(dict(identity.get("recipe", {})).get("training", {})).get("batch_size")
     if batch is None and by == "examples":
         raise InvalidInputError(
@@ -77,6 +78,7 @@ def one_run(
         "group": str(dict(identity.get("recipe", {})).get("name") or identity.get("model", "")),
         "layer": layer,
         "last_checkpoint": int(store.checkpoints[-1]),
+        "curves_from": curves_from,
         **{f"final_{name}": float(told[name][-1]) for name in SCORED},
         "growth_r2": r2,
         "dimension_final": float(dimension[-1]),
@@ -111,16 +113,20 @@ def _apart(store: Store, layer: str, level: float, seed: int, memory: int | str 
 
 def _curves(
     store: Store, layer: str, measure: str, told: dict[str, F64], memory: int | str | None
-) -> tuple[F64, F64, F64, F64]:
-    """Return steps, dimension, accuracy and loss: as tracked on the validation set, or at the checkpoints."""
+) -> tuple[tuple[F64, F64, F64, F64], str]:
+    """Return steps, dimension, accuracy and loss, and whether of the validation set or of the probe set."""
     if TRAINING_GROUP in store.catalogue.supplements:
         training = store.training
         if {measure, *VALIDATED} <= set(training) and LAYER in training.coords and layer in training[LAYER].values:
             rows = [training[measure].sel({LAYER: layer}), *(training[name] for name in VALIDATED)]
             values = [np.asarray(one.values, np.float64) for one in rows]
-            return training[STEP].values.astype(np.float64), values[0], values[1], values[2]
+            places = training[STEP].values.astype(np.float64)
+            positions = training.attrs.get("positions")
+            curves_from = f"{VALIDATION} ({positions})" if positions else VALIDATION
+            return (places, values[0], values[1], values[2]), curves_from
     found = dimensionality(store[layer][ACTIVATIONS], interval="none", memory=memory)[measure].values
-    return store.checkpoints.astype(np.float64), np.asarray(found, np.float64), told["accuracy"], told["loss"]
+    places = store.checkpoints.astype(np.float64)
+    return (places, np.asarray(found, np.float64), told["accuracy"], told["loss"]), f"{PROBE} (mean)"
 
 
 def _jumped(store: Store, measure: str, seed: int) -> dict[str, float]:

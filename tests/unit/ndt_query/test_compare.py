@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -387,6 +388,16 @@ def test_page__shows_groups_runs_and_pairs(stores, compared, tmp_path):
     assert set(kept.children) == {"runs", "groups", "smoothness"}
 
 
+def test_page__warns_of_curves_of_other_examples(stores, compared, tmp_path):
+    said = re.sub(r"\s+", " ", nq.comparison_page(compared, tmp_path / "same").read_text())
+    assert "Accuracy and dimension are of the validation set. Separability" in said
+    early = simulate_store(tmp_path / "early.zarr", checkpoints=(0, 195), n_examples=30, layers=LAYERS).store
+    mixed = nq.compare_runs({"slow": stores["slow 0"], "early": early})
+    assert mixed["curves_from"].values.tolist() == ["validation set", "probe set (mean)"]
+    text = nq.comparison_page(mixed, tmp_path / "mixed").read_text()
+    assert "probe set (mean) of early; do not compare these curves" in text
+
+
 def test_page__on_a_full_disk_is_one_sentence_and_leaves_nothing(compared, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -425,6 +436,8 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
     assert {(row["layer"], row["last_checkpoint"]) for row in rows} == {("relu", 395)}
     assert "layer compared: relu" in captured.err
     assert "different checkpoints" not in captured.err
+    assert "different examples" not in captured.err
+    assert {row["curves_from"] for row in rows} == {"validation set"}
     found = nq.compare_runs(paths)
     assert rows[0]["area"] == pytest.approx(float(found["area"][0]))
     assert rows[2]["area_low"] == pytest.approx(float(nq.compare_groups(found)["area_low"][0]))
@@ -437,7 +450,11 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
     assert (
         "end at different checkpoints, so their ends may not compare: 395 of slow0, fast0; 195 of early" in captured.err
     )
-    assert captured.out.splitlines()[-1].startswith("mean of 3,simulated,3,relu,,")
+    assert (
+        "measured on different examples, so their curves may not compare: validation set of slow0, fast0; "
+        "probe set (mean) of early"
+    ) in captured.err
+    assert captured.out.splitlines()[-1].startswith("mean of 3,simulated,3,relu,,,")
     with pytest.raises(SystemExit) as stop:
         main(["compare", paths[0]])
     assert stop.value.code == 2
