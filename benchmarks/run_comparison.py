@@ -54,10 +54,15 @@ def _lines(rows: Iterator[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
+def _joined(said: tuple[str, str]) -> str:
+    value, limits = said
+    return f"{value} ({limits})" if limits else value
+
+
 def _groups(groups: xr.Dataset) -> Iterator[Sequence[str]]:
     yield ["what", *(str(name) for name in groups["group"].values)]
     for row in group_rows(groups):
-        yield [row["what"], *row["said"]]
+        yield [row["what"], *(_joined(one) for one in row["said"])]
 
 
 def _events(folder: Path, runs: xr.Dataset) -> Iterator[Sequence[str]]:
@@ -76,7 +81,7 @@ def _pairs(found: xr.DataTree) -> Iterator[Sequence[str]]:
     if "smoothness" not in found.children:
         return
     for row in pair_rows(found["smoothness"].to_dataset()):
-        yield [row["groups"], row["ratios"], row["mean"]]
+        yield [row["groups"], row["ratios"], _joined(row["mean"])]
 
 
 def _transitions(folder: Path, runs: xr.Dataset) -> Iterator[Sequence[str]]:

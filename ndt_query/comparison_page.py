@@ -155,7 +155,7 @@ def comparison_page(
 
 
 def group_rows(groups: xr.Dataset) -> list[dict[str, Any]]:
-    """Return a row for each number that groups are compared by: what it is, and what is said of each group."""
+    """Return a row for each number that groups are compared by: what it is, and of each group its mean and limits."""
     rows = []
     for key, text in SCALARS.items():
         said = [
@@ -169,16 +169,15 @@ def group_rows(groups: xr.Dataset) -> list[dict[str, Any]]:
             for place in range(groups.sizes["group"])
         ]
         rows.append({"what": f"examples until {float(fraction):.0%} of the final accuracy", "said": said})
-    rows.append({"what": "runs", "said": [str(int(n)) for n in groups["n_runs"].values]})
+    rows.append({"what": "runs", "said": [(str(int(n)), "") for n in groups["n_runs"].values]})
     return rows
 
 
-def _with_limits(value: float, low: float, high: float) -> str:
+def _with_limits(value: float, low: float, high: float) -> tuple[str, str]:
     if not np.isfinite(value):
-        return ""
+        return "", ""
     # Runs that agree to the last digit, as counts do, have no spread to make an interval of.
-    limits = f" ({_number(low)} to {_number(high)})" if np.isfinite(low) and low < high else ""
-    return f"{_number(value)}{limits}"
+    return _number(value), f"{_number(low)} to {_number(high)}" if np.isfinite(low) and low < high else ""
 
 
 def _number(value: float) -> str:
@@ -189,23 +188,24 @@ def _run_rows(comparison: xr.Dataset, reports: Mapping[str, str]) -> list[dict[s
     rows = []
     for name in comparison[RUN].values:
         one = comparison.sel({RUN: name})
-        limits = (float(one[f"final_accuracy{end}"]) for end in ("", "_low", "_high"))
+        accuracy, low, high = (float(one[f"final_accuracy{end}"]) for end in ("", "_low", "_high"))
         jumps = float(one["n_jumps"])
         rows.append(
             {
                 "run": str(name), "group": str(one["group"].item()), "layer": str(one[LAYER].item()),
                 "report": reports.get(str(name), ""),
-                "accuracy": "{:.1%} ({:.1%} to {:.1%})".format(*limits),
+                "accuracy": f"{accuracy:.1%}",
+                "limits": f"{low:.1%} to {high:.1%}",
                 "jumps": f"{jumps:.0f}" if np.isfinite(jumps) else "",
                 "dimension": f"{float(one['dimension_final']):.1f}",
                 "separability": f"{float(one['separability_accuracy']):.1%}",
-                "examples": ", ".join(_number(float(n)) for n in one["examples_to"].values if np.isfinite(n)),
+                "examples": "; ".join(_number(float(n)) for n in one["examples_to"].values if np.isfinite(n)),
             }
         )  # fmt: skip
     return rows
 
 
-def pair_rows(pairs: xr.Dataset) -> list[dict[str, str]]:
+def pair_rows(pairs: xr.Dataset) -> list[dict[str, Any]]:
     """Return a row for each two groups: ratios of variances by seed, and their mean, of which seeds are the draws."""
     rows = []
     groups = list(zip(pairs["first_group"].values, pairs["second_group"].values, strict=True))
