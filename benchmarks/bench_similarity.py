@@ -4,8 +4,7 @@ The first store has six layers at eight checkpoints and 1,000 examples; a fresh 
 asked once, so that the figure is the query's and not that of imports. The other store has one wide layer of random
 values, of which a fresh process with two threads asks `cka_matrix` for n examples and for 2n, in turn; its peak memory
 is the kernel's own, ``VmHWM``, and that of the process which asks nothing stands beside it. A block is read
-once for every four batches, 4,096 examples, and no more than five times, since of more examples a block goes to some of
-the batches only.
+once for every four batches, 4,096 examples. Of more than 16 batches, 16,384 examples, as many are drawn at random.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from dask.highlevelgraph import HighLevelGraph
 from ndt_query.asked import Asked, asked_of
 from ndt_query.budget import Projection, allowed_nbytes, check, n_threads
 from ndt_query.passes import reduce_values
-from ndt_query.reduce import ADVICE, Output, Reduction
+from ndt_query.reduce import ADVICE, Reduction, result_nbytes
 from ndt_query.threads import TASK_PREFIX, install
 from ndt_query.viewed import Finalise, Viewed
 from ndt_store.dims import CHECKPOINT, UNIT
@@ -90,7 +90,7 @@ def answer(
         why = viewed.refusal(asked)
         if not why:
             try:
-                return _from_views(asked, viewed, reduction.outputs(), what, memory, advice)
+                return _from_views(asked, viewed, reduction, what, memory, advice)
             except MemoryBudgetError:
                 # Views are made of all units, and what is asked for may be smaller.
                 why = "making the view would not fit the budget"
@@ -102,7 +102,7 @@ def answer(
 def _from_views(
     asked: Asked,
     viewed: Viewed,
-    outputs: Mapping[str, Output],
+    reduction: Reduction[Any],
     what: str,
     memory: int | str | None,
     advice: str,
@@ -121,12 +121,14 @@ def _from_views(
             found[step] = view
     work = [*deferred, *missing]
     if work:
-        _check_memory(asked, viewed, len(work), what, memory, advice)
+        # What is found at each checkpoint, and all of it joined.
+        results = 2 * result_nbytes(reduction, len(asked.steps), len(asked.units))
+        _check_memory(asked, viewed, len(work), results, what, memory, advice)
     finalise = viewed.bound(asked)
     parts = [finalise(found[step], step) if step in found else None for step in asked.steps]
     made = _tasks(asked, viewed, finalise, dict.fromkeys(deferred, _read) | dict.fromkeys(missing, _make))
     variables = {}
-    for name, output in outputs.items():
+    for name, output in reduction.outputs().items():
         sizes = tuple(
             len(asked.units) if dim == UNIT else size for dim, size in zip(output.dims, output.sizes, strict=True)
         )
@@ -135,10 +137,12 @@ def _from_views(
     return Answer(variables, _source(asked, viewed, missing))
 
 
-def _check_memory(asked: Asked, viewed: Viewed, n_steps: int, what: str, memory: int | str | None, advice: str) -> None:
+def _check_memory(
+    asked: Asked, viewed: Viewed, n_steps: int, results: int, what: str, memory: int | str | None, advice: str
+) -> None:
     nbytes, threads = block_nbytes(asked.spec), n_threads()
     # Beside the block in work there is its compressed form, and the largest value of each example and unit.
-    terms = Projection(nbytes, nbytes, 1.0, threads, viewed.state_nbytes(asked), min(threads, n_steps) + 1, 0)
+    terms = Projection(nbytes, nbytes, 1.0, threads, viewed.state_nbytes(asked), min(threads, n_steps) + 1, results)
     check(what, terms, allowed_nbytes(memory), advice)
 
 
@@ -211,10 +215,11 @@ def _joined(
 def _source(asked: Asked, viewed: Viewed, missing: Mapping[int, str]) -> str:
     n = len(set(asked.steps))
     passes = viewed.n_passes(asked)
+    again = f"; {n_blocks(asked.spec) * n} blocks read once more for what it does not hold" * viewed.rereads(asked)
     read = f"{n_blocks(asked.spec) * len(missing)} blocks" + (f" in {passes:g} passes" if passes > 1 else "")
     unkept = viewed.unkept(asked)
     if unkept:
-        return f"{asked.spec.path}: {viewed.kind.name} computed from {read} and not kept: {unkept}"
+        return f"{asked.spec.path}: {viewed.kind.name} computed from {read} and not kept: {unkept}{again}"
     line = f"{asked.spec.path}: view {viewed.kind.name} at {n - len(missing)} of {n} checkpoints"
     if missing:
         reasons = "; ".join(
@@ -222,4 +227,4 @@ def _source(asked: Asked, viewed: Viewed, missing: Mapping[int, str]) -> str:
             for why in dict.fromkeys(missing.values())
         )
         line += f", the others made from {read} and kept where the store can be written to ({reasons})"
-    return line
+    return line + again

@@ -23,11 +23,12 @@ from ndt_store.reader import Store
 from ndt_store.runs import Runs, named_stores
 from ndt_store.views.spectrum import MEASURES
 
-__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "each_run", "stores_of"]
+__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "differing", "each_run", "stores_of"]
 
 F64 = NDArray[np.float64]
 AT: Final = "at"
 N_POINTS: Final = 100
+COORDS: Final = ("last_checkpoint", "curves_from", "positions")
 SCALARS: Final[Mapping[str, str]] = {
     "final_accuracy": "accuracy on the probe set at the last checkpoint",
     "final_loss": "loss on the probe set at the last checkpoint, nats",
@@ -42,6 +43,13 @@ SCALARS: Final[Mapping[str, str]] = {
     "separability_intrinsic_dimension": "TwoNN dimension at the last checkpoint",
 }
 """Numbers of a run that groups are compared by."""
+
+DIFFERING: Final[Mapping[str, str]] = {
+    "last_checkpoint": "the runs end at different checkpoints, so their ends may not compare",
+    "curves_from": "the runs were measured on other examples or in another way, so their curves may not compare",
+    "positions": "positions became features in some runs and means in others, so their dimensions may not compare",
+}
+"""What it means where runs differ in a coordinate."""
 
 
 def compare_runs(
@@ -85,9 +93,9 @@ def compare_runs(
     -------
     Dataset
         Over ``run``, with the coordinates ``group``, ``layer``; ``last_checkpoint``, the step that what is said of the
-        end is about: look at it before a run that was stopped is compared with one that was not; and ``curves_from``,
-        of which examples the curves are, and in brackets what became of positions: runs where it differs have other
-        dimensions and accuracies for that reason alone.
+        end is about: look at it before a run that was stopped is compared with one that was not; ``curves_from``, on
+        which examples the curves were measured, and ``positions``, which became features there (``"flatten"``) or means
+        (``"mean"``), "" of a layer without any. Curves differ for such reasons alone.
 
         `SCALARS`
             ``final_accuracy`` with ``_low`` and ``_high``, ``final_loss``; ``area``, mean accuracy over the steps that
@@ -151,7 +159,7 @@ def compare_runs(
             },
         },
         {
-            **{key: (RUN, [one[key] for one in found.values()]) for key in ("last_checkpoint", "curves_from")},
+            **{key: (RUN, [one[key] for one in found.values()]) for key in COORDS},
             RUN: list(found), "group": (RUN, called), LAYER: (RUN, [one["layer"] for one in found.values()]),
             "fraction": list(FRACTIONS), AT: grid,
         },
@@ -185,8 +193,8 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     NotFoundError
         The Dataset is another one.
     """
-    if "group" not in comparison.coords or "examples_to" not in comparison:
-        raise NotFoundError("The Dataset has no group and examples_to: pass that of compare_runs.")
+    if not {"group", *COORDS} <= set(comparison.coords) or "examples_to" not in comparison:
+        raise NotFoundError("The Dataset is no comparison of runs: pass that of compare_runs, as it is.")
     names = list(dict.fromkeys(str(one) for one in comparison["group"].values))
     variables: dict[str, Any] = {}
     for key in (*SCALARS, "examples_to"):
@@ -204,11 +212,21 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     )
 
 
+def differing(comparison: xr.Dataset) -> list[str]:
+    """Sentences about what makes runs hard to compare, besides what they are."""
+    return [f"{why}: {each_run(comparison, name)}" for name, why in DIFFERING.items() if _differs(comparison[name])]
+
+
+def _differs(values: xr.DataArray) -> bool:
+    return len({str(value) for value in values.values} - {""}) > 1
+
+
 def each_run(comparison: xr.Dataset, name: str) -> str:
-    """Say a coordinate of runs in words: once where it is the same in all."""
+    """Say a coordinate of runs in words: once where it is the same in all that have it."""
     runs: dict[str, list[str]] = {}
     for run, value in zip(comparison[RUN].values, comparison[name].values, strict=True):
-        runs.setdefault(str(value), []).append(str(run))
+        if str(value):
+            runs.setdefault(str(value), []).append(str(run))
     if len(runs) == 1:
         return next(iter(runs))
     return "; ".join(f"{value} of {', '.join(names)}" for value, names in runs.items())

@@ -27,12 +27,6 @@ SHOWN: Final = {
 }
 """Names in the table by those of `compare_runs`."""
 
-DIFFERING: Final = {
-    "last_checkpoint": "the runs end at different checkpoints, so their ends may not compare",
-    "curves_from": "the runs were measured on different examples, so their curves may not compare",
-}
-"""What is said where runs differ in a coordinate."""
-
 ALIGNED: Final = ("step", "examples", "loss")
 ENDS: Final = ("", "_low", "_high")
 
@@ -63,7 +57,7 @@ def compare(
     and CSV limits have columns of their own, and each row says how many runs it is of, and of which layer and
     checkpoint where these are the same in all of them.
     """
-    from ndt_query.compare import compare_groups, compare_runs, each_run
+    from ndt_query.compare import compare_groups, compare_runs, differing, each_run
 
     if figure is not None:
         require_picture(figure)
@@ -76,9 +70,8 @@ def compare(
         rows.append(_row(groups, "group", place, found.isel(run=found["group"].values == group), in_table))
     emit(rows, output_format)
     tell(f"layer compared: {each_run(found, 'layer')}")
-    for name, warning in DIFFERING.items():
-        if len(set(found[name].values.tolist())) > 1:
-            tell(f"{warning}: {each_run(found, name)}")
+    for sentence in differing(found):
+        tell(sentence)
     if figure is not None:
         from ndt_query.plot import compare_runs as draw
         from ndt_query.plot import save
@@ -99,7 +92,7 @@ def _row(found: xr.Dataset, dim: str, place: int, runs: xr.Dataset, in_table: bo
     }
     if not in_table:
         row["n_runs"] = runs.sizes["run"]
-        for name in ("layer", *DIFFERING):
+        for name in ("layer", "last_checkpoint", "curves_from"):
             same = set(runs[name].values.tolist())
             row[name] = same.pop() if len(same) == 1 else None
     numbers = [(label, [one[f"{name}{end}"] for end in ENDS if of_group or not end]) for name, label in SHOWN.items()]

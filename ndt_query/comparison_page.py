@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from ndt_query.compare import SCALARS, compare_groups, each_run, stores_of
+from ndt_query.compare import SCALARS, compare_groups, differing, each_run, stores_of
 from ndt_query.intervals import mean_ci
 from ndt_query.output import INDEX, staged, write_results
 from ndt_query.pages import figure_source, render, write_page
@@ -143,7 +143,7 @@ def comparison_page(
             figures=[figure_source(name, figure) for name, figure in figures.items()],
             n_runs=comparison.sizes[RUN],
             curves_from=each_run(comparison, "curves_from"),
-            is_mixed=len(set(comparison["curves_from"].values.tolist())) > 1,
+            differing=[f"{one[0].upper()}{one[1:]}." for one in differing(comparison)],
             names=[str(name) for name in groups["group"].values],
             rows=group_rows(groups),
             fractions=[f"{float(one):.0%}" for one in groups["fraction"].values],

@@ -12,7 +12,8 @@ from ndt_query.budget import allowed_nbytes
 from ndt_query.inputs import canonical, one_of, require_count
 from ndt_query.layers import described, per_unit
 from ndt_query.principal import ComponentsReduction, viewed_components
-from ndt_store.dims import EXAMPLE, POSITION_DIMS, UNIT
+from ndt_query.reduce import result_nbytes
+from ndt_store.dims import CHECKPOINT, EXAMPLE, POSITION_DIMS, UNIT
 from ndt_store.errors import InvalidInputError
 from ndt_store.views.gram_view import sample_shape
 from ndt_store.views.samples import on_samples
@@ -72,9 +73,9 @@ def pca(
     d^2`` bytes of sums, in one pass, or none where Gram views hold them (`ndt index --gram`). With fewer it is ``20
     n^2`` bytes of products, kept as a view where that is small enough (`dimensionality` says when) and made tile by
     tile where the samples do not fit; then one more pass, since products do not tell of which features a component is
-    made. Neither depends on the number of checkpoints. Samples of other arrays than a store's are held, ``8 n d``
-    bytes, those of one checkpoint at a time. A NaN makes its checkpoint NaN. Large variances are biased upwards where n
-    is not large against d.
+    made. The result takes ``8 n_components d`` bytes for each checkpoint; nothing else depends on their number. Samples
+    of other arrays than a store's are held, ``8 n d`` bytes, those of one checkpoint at a time. A NaN makes its
+    checkpoint NaN. Large variances are biased upwards where n is not large against d.
     """
     one_of("positions", positions, POSITIONS)
     require_count("n_components", n_components, 1)
@@ -85,8 +86,9 @@ def pca(
     if n_components > min(n, d):
         raise InvalidInputError(f"n_components={n_components}: {n} samples of {d} features have at most {min(n, d)}.")
     reduction = ComponentsReduction(positions, centre, n_components, d, on_samples(n, d))
+    spare = allowed_nbytes(memory) - 2 * result_nbytes(reduction, acts.sizes[CHECKPOINT], acts.sizes[UNIT])
     viewed = viewed_components(
-        acts.sizes[EXAMPLE], positions, n_components, centre=centre, views=views, allowed_nbytes=allowed_nbytes(memory)
+        acts.sizes[EXAMPLE], positions, n_components, centre=centre, views=views, allowed_nbytes=max(0, spare)
     )
     what = f"pca with positions={positions!r}"
     answered = answer(given, acts, reduction, viewed, what=what, memory=memory, views=True)

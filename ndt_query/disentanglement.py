@@ -88,7 +88,7 @@ def disentanglement(
     One pass; the samples of one checkpoint are held, and maps are read in runs of examples. Silhouettes and neighbours
     take ``n^2 d`` products by their nature, block by block: four times the time for twice the examples, 16 MiB whatever
     n. Together with the linear machines, which take most of the time and grow about as n, twice the examples took
-    1.3 to 2.4 times as long from 2,000 to 4,000 of 64 features, in five runs. Memory is ``56 n d`` bytes, most of it
+    1.4 times as long from 2,000 to 4,000 of 64 features (2.4 on a busy machine). Memory is ``56 n d`` bytes, most of it
     for two folds that are solved side by side. With 4,000 examples of 512 features in ten classes a fold takes 1 s, or
     10 s where classes are neither far apart nor mixed.
 

@@ -124,6 +124,10 @@ class FromGram:
         part = self._part(asked)
         return Tiles.of(part, self._spare_nbytes(asked)).n_passes if on_samples(*part.shape) else 1
 
+    def rereads(self, asked: Asked) -> bool:  # noqa: ARG002
+        """No: measures follow from the matrices."""
+        return False
+
     def bound(self, asked: Asked) -> Finalise[Any]:
         """Put groups into the order of the array."""
         return _Measured(self.how, self._by_row(asked))

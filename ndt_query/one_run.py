@@ -18,7 +18,7 @@ from ndt_query.kernels.curves import first_reached
 from ndt_query.layers import each_layer
 from ndt_query.performance import performance
 from ndt_query.tracked import whole_layers
-from ndt_store.dims import ACTIVATIONS, CHECKPOINT, LAYER, STEP, TRAINING_GROUP
+from ndt_store.dims import ACTIVATIONS, CHECKPOINT, LAYER, POSITION_DIMS, STEP, TRAINING_GROUP
 from ndt_store.errors import InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 
@@ -58,7 +58,7 @@ def one_run(
     """Say of one run what runs are compared by; ``places`` are where its curves were measured, increasing."""
     identity = store.provenance.get("identity", {})
     told = _scored(store, level)
-    (steps, dimension, accuracy, loss), curves_from = _curves(store, layer, measure, told, memory)
+    (steps, dimension, accuracy, loss), measured = _curves(store, layer, measure, told, memory)
     batch = dict(dict(identity.get("recipe", {})).get("training", {})).get("batch_size")
     if batch is None and by == "examples":
         raise InvalidInputError(
@@ -78,7 +78,7 @@ def one_run(
         "group": str(dict(identity.get("recipe", {})).get("name") or identity.get("model", "")),
         "layer": layer,
         "last_checkpoint": int(store.checkpoints[-1]),
-        "curves_from": curves_from,
+        **measured,
         **{f"final_{name}": float(told[name][-1]) for name in SCORED},
         "growth_r2": r2,
         "dimension_final": float(dimension[-1]),
@@ -113,20 +113,27 @@ def _apart(store: Store, layer: str, level: float, seed: int, memory: int | str 
 
 def _curves(
     store: Store, layer: str, measure: str, told: dict[str, F64], memory: int | str | None
-) -> tuple[tuple[F64, F64, F64, F64], str]:
-    """Return steps, dimension, accuracy and loss, and whether of the validation set or of the probe set."""
+) -> tuple[tuple[F64, F64, F64, F64], dict[str, str]]:
+    """Return steps, dimension, accuracy and loss, and on which examples they were measured, and how."""
+    with_positions = bool(set(POSITION_DIMS) & set(store[layer][ACTIVATIONS].dims))
     if TRAINING_GROUP in store.catalogue.supplements:
         training = store.training
         if {measure, *VALIDATED} <= set(training) and LAYER in training.coords and layer in training[LAYER].values:
             rows = [training[measure].sel({LAYER: layer}), *(training[name] for name in VALIDATED)]
             values = [np.asarray(one.values, np.float64) for one in rows]
             places = training[STEP].values.astype(np.float64)
-            positions = training.attrs.get("positions")
-            curves_from = f"{VALIDATION} ({positions})" if positions else VALIDATION
-            return (places, values[0], values[1], values[2]), curves_from
+            told_of = training.attrs
+            n, centred = told_of.get("n_validation"), told_of.get("centre", True)
+            examples = f"{VALIDATION}{f' of {n} examples' if n else ''}{'' if centred else ', uncentred'}"
+            positions = str(told_of.get("positions", "")) if with_positions else ""
+            return (places, values[0], values[1], values[2]), {"curves_from": examples, "positions": positions}
     found = dimensionality(store[layer][ACTIVATIONS], interval="none", memory=memory)[measure].values
     places = store.checkpoints.astype(np.float64)
-    return (places, np.asarray(found, np.float64), told["accuracy"], told["loss"]), f"{PROBE} (mean)"
+    measured = {
+        "curves_from": f"{PROBE} of {len(store.examples)} examples",
+        "positions": "mean" if with_positions else "",
+    }
+    return (places, np.asarray(found, np.float64), told["accuracy"], told["loss"]), measured
 
 
 def _jumped(store: Store, measure: str, seed: int) -> dict[str, float]:

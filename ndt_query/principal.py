@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ndt_query.asked import Asked
+from ndt_query.budget import n_threads
 from ndt_query.dimension import Measuring
 from ndt_query.gramviewed import FromGram
 from ndt_query.kernels.subspaces import Principal, along, leading, principal, principal_of_scatter, unknown
@@ -96,24 +97,33 @@ class ComponentsFromGram(FromGram):
 
     k: int
 
+    def _part(self, asked: Asked) -> GramPart:
+        """Features come in the order that is asked for, which products of samples do not depend on."""
+        return GramPart(asked.frame, self.how.mode, np.sort(asked.rows), asked.units)
+
     def refusal(self, asked: Asked) -> str:
-        """Say so where features would come in another order, or where sums of features are not kept already.
+        """Say so where sums of features are others than those that are kept already.
 
         One pass adds up the sums of all examples, which takes less than those of each group that a view keeps.
         """
-        if (np.diff(asked.units) <= 0).any():
-            return "units are selected in another order than the store's, or twice"
         why = FromGram.refusal(self, asked)
         if why or on_samples(*self._part(asked).shape):
             return why
+        if (np.diff(asked.units) < 0).any():
+            return "units are selected in another order than the store's"
         keys = (view_key(self.kind.name, asked.spec, step) for step in asked.steps)
         if all(asked.catalogue.storage.size(key) is not None for key in keys):
             return ""
         return f"{self.kind.name} is not kept of every checkpoint"
 
+    def rereads(self, asked: Asked) -> bool:
+        """Products of samples name no feature."""
+        return on_samples(*self._part(asked).shape)
+
     def bound(self, asked: Asked) -> Finalise[Any]:
         """Keep what the pass after the view needs."""
-        return _Decomposed(asked, self._part(asked), self.how.centre, self.k)
+        threads = n_threads() if len(set(asked.steps)) == 1 else 1
+        return _Decomposed(asked, self._part(asked), self.how.centre, self.k, threads)
 
     def fixed_nbytes(self, part: GramPart) -> int:
         """Add the components while they are added up, and what they come from."""
@@ -127,6 +137,7 @@ class _Decomposed:
     part: GramPart
     centre: bool
     k: int
+    n_threads: int
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         """Name what is asked of the view; which array it is of is in the names already."""
@@ -164,7 +175,7 @@ class _Decomposed:
         about: F64 | None = None
         total, rows = np.zeros(d), np.zeros((left.shape[1], d))
         for run in runs:
-            values = part.read(self.asked.catalogue, step, run, buffer, 1)
+            values = part.read(self.asked.catalogue, step, run, buffer, self.n_threads)
             about = sample_mean(values) if about is None else about
             weights = left[run.start * each : run.stop * each].T
             with np.errstate(invalid="ignore", over="ignore"):

@@ -15,8 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from ndt_query.asked import Asked, asked_of
 from ndt_query.budget import allowed_nbytes, n_threads
-from ndt_query.inputs import canonical
-from ndt_query.kernels.similarity import AT_ONCE
+from ndt_query.inputs import canonical, require_count
 from ndt_store.dims import CHECKPOINT, EXAMPLE, UNIT
 from ndt_store.errors import InvalidInputError, StorageError
 from ndt_store.views.blocks import as_block, as_float
@@ -30,12 +29,12 @@ __all__ = [
     "ADVICE",
     "BATCH_SIZE",
     "LEAST_BATCH",
+    "MAX_BATCHES",
     "POSITIONS",
     "batch_products",
-    "block_rows",
-    "n_at_once",
     "one_blas_thread",
     "read_together",
+    "require_batches",
     "require_enough",
     "samples_nbytes",
 ]
@@ -47,11 +46,16 @@ BATCH_SIZE: Final = 1024
 LEAST_BATCH: Final = 16
 """Batches of about equal size are larger than half of this: the debiased estimate needs eight samples of each."""
 
+MAX_BATCHES: Final = 16
+
+AT_ONCE: Final = 4
+"""Most batches whose samples are read at once."""
+
 TOGETHER_NBYTES: Final = 128 << 20
-"""Most for the samples of batches that are read at once."""
+"""Most for these samples."""
 
 HELD_NBYTES: Final = 256 << 20
-"""Most that is kept of them until all arrays are read."""
+"""Most that is kept of these batches until all arrays are read."""
 
 ADVICE: Final = "select fewer examples, layers or checkpoints, or give a smaller batch_size="
 
@@ -62,16 +66,11 @@ def require_enough(n: int) -> None:
         raise InvalidInputError(f"There are {n} examples: the debiased estimate needs eight or more.")
 
 
-def block_rows(arrays: Iterable[xr.DataArray]) -> int:
-    """Return how many consecutive examples are read together of the array whose blocks hold least; 1 in memory."""
-    found = []
-    for one in arrays:
-        asked, _ = asked_of(one)
-        if asked is not None:
-            found.append(max(1, asked.spec.rows * len(asked.rows) // asked.frame.n_examples))
-        elif EXAMPLE in one.chunksizes:
-            found.append(max(one.chunksizes[EXAMPLE]))
-    return min(found, default=1)
+def require_batches(batch_size: int, max_batches: int | None) -> None:
+    """Raise where batches are too small for the debiased estimate, or none is allowed."""
+    require_count("batch_size", batch_size, LEAST_BATCH)
+    if max_batches is not None:
+        require_count("max_batches", max_batches, 1)
 
 
 def samples_nbytes(arrays: Iterable[xr.DataArray], n: int) -> int:
@@ -89,36 +88,39 @@ def _example_nbytes(acts: xr.DataArray, positions: str) -> int:
     return acts.dtype.itemsize * math.prod(acts.sizes[dim] for dim in acts.dims if dim not in (CHECKPOINT, EXAMPLE))
 
 
-def n_at_once(
-    arrays: Iterable[xr.DataArray], n: int, held_nbytes: int, positions: str, memory: int | str | None
-) -> int:
-    """Return of how many batches the samples are read at once, 1 to `AT_ONCE`: a block then is read once for all.
+def read_together(
+    batches: Sequence[NDArray[np.intp]],
+    arrays: Iterable[xr.DataArray],
+    positions: str,
+    memory: int | str | None,
+    held_nbytes: int = 0,
+    spare_nbytes: int = 0,
+) -> list[Sequence[NDArray[np.intp]]]:
+    """Cut batches into runs whose samples are read at once, so that a block is read once for up to `AT_ONCE` of them.
 
     Parameters
     ----------
+    batches : sequence of ndarray
+        From `deal_batches`.
     arrays : iterable of DataArray
         What is read, one after the other.
-    n : int
-        Samples of a batch.
-    held_nbytes : int
-        What is kept of each batch until all arrays are read.
     positions : {"flatten", "mean"}
     memory : int or str, optional
-        Budget of the query.
+        Budget of the query, of which samples and what is held take a quarter each at most.
+    held_nbytes : int
+        What is kept of each batch until all arrays are read.
+    spare_nbytes : int
+        Memory that is left for what is kept of more than one batch.
     """
     stored = [_example_nbytes(one, positions) for one in arrays if asked_of(one)[0] is not None]
-    if not stored:
-        return 1
-    quarter = allowed_nbytes(memory) // 4
-    fitting = min(min(TOGETHER_NBYTES, quarter) // (n * max(stored)), min(HELD_NBYTES, quarter) // held_nbytes)
-    return max(1, min(AT_ONCE, fitting))
-
-
-def read_together(groups: Iterable[Sequence[NDArray[np.intp]]], at_once: int) -> Iterator[Sequence[NDArray[np.intp]]]:
-    """Cut groups of batches into runs of batches that are read at once."""
-    for group in groups:
-        for first in range(0, len(group), at_once):
-            yield group[first : first + at_once]
+    quarter, samples_of = allowed_nbytes(memory) // 4, max(stored, default=0) * max(map(len, batches))
+    at_once = AT_ONCE if stored else 1
+    if stored:
+        at_once = min(at_once, min(TOGETHER_NBYTES, quarter) // samples_of)
+    if held_nbytes:
+        at_once = min(at_once, min(HELD_NBYTES, quarter) // held_nbytes, 1 + spare_nbytes // held_nbytes)
+    at_once = max(1, at_once)
+    return [batches[first : first + at_once] for first in range(0, len(batches), at_once)]
 
 
 def _sample_products(acts: xr.DataArray, positions: str, memory: int | str | None) -> F64:
@@ -155,10 +157,9 @@ def batch_products(
         yield _sample_products(acts, positions, memory)
         return
     asked, _ = asked_of(acts)
-    whole = asked is not None and asked.in_order and len(asked.units) == asked.frame.n_units
-    if asked is not None and whole and len(batches) > 1:
-        rows = [np.asarray(asked.rows)[batch] for batch in batches]
-        grams = batch_grams(asked.catalogue, asked.spec, asked.steps[0], positions, rows, n_threads())
+    if asked is not None and asked.in_order and len(batches) > 1:
+        rows, units = [np.asarray(asked.rows)[batch] for batch in batches], np.asarray(asked.units)
+        grams = batch_grams(asked.catalogue, asked.spec, asked.steps[0], positions, rows, units, n_threads())
         yield from (gram.products for gram in grams)
         return
     for batch in batches:

@@ -19,13 +19,12 @@ from ndt_query.layers import OneLayer, activations_of, software
 from ndt_query.products import (
     ADVICE,
     BATCH_SIZE,
-    LEAST_BATCH,
+    MAX_BATCHES,
     POSITIONS,
     batch_products,
-    block_rows,
-    n_at_once,
     one_blas_thread,
     read_together,
+    require_batches,
     require_enough,
     samples_nbytes,
 )
@@ -49,6 +48,7 @@ def cka(
     n_permutations: int = 199,
     confidence: float = 0.95,
     batch_size: int = BATCH_SIZE,
+    max_batches: int | None = MAX_BATCHES,
     seed: int = 0,
     memory: int | str | None = None,
 ) -> xr.Dataset:
@@ -67,8 +67,10 @@ def cka(
     confidence : float
         Level of the interval.
     batch_size : int
-        Most examples whose products are made at once, 16 or more. More examples are dealt into batches of about equal
-        size, see `ndt_query.kernels.similarity.deal_batches`.
+        Most examples whose products are made at once, 16 or more. More examples are dealt at random into batches of
+        about equal size.
+    max_batches : int, optional
+        Most batches: of more examples than they hold, as many as they hold are drawn at random. None for all.
     seed : int
         Of the batches, groups and permutations.
     memory : int or str, optional
@@ -96,8 +98,8 @@ def cka(
     b, time is that of ``n b`` products for each interval group and permutation, and memory that of one batch: ``48
     b^2`` bytes, and of each side up to 128 MB of samples of up to four batches, or up to 192 MB of one. Up to b
     examples are one batch, read once or not at all where a Gram view is there; of more, a block is read once for all
-    batches whose samples are held together, and at most five times or so. The biased estimate of independent data is
-    near ``d / (d + n)`` rather than 0.
+    batches whose samples are held together. Since batches are few, twice the examples take at most twice the time. The
+    biased estimate of independent data is near ``d / (d + n)`` rather than 0.
 
     References
     ----------
@@ -117,15 +119,13 @@ def cka(
     one_of("positions", positions, POSITIONS)
     require_count("n_groups", n_groups, 2)
     require_count("n_permutations", n_permutations, 1)
-    require_count("batch_size", batch_size, LEAST_BATCH)
+    require_batches(batch_size, max_batches)
     level = require_level(confidence)
     first, second = _aligned(activations_of(a), activations_of(b))
     n = first.sizes[EXAMPLE]
     steps, pairs = _pairs(first, second)
-    groups = deal_batches(n, batch_size, seed, block_rows((first, second)))
-    batches = [batch for group in groups for batch in group]
+    batches = deal_batches(n, batch_size, seed, max_batches)
     largest = max(map(len, batches))
-    at_once = n_at_once((first, second), largest, 8 * largest**2, positions, memory)
     source = samples_nbytes((first, second), largest)
     check("cka", Projection(source, source, 0.0, 1, 8 * largest**2, 6, 0), allowed_nbytes(memory), ADVICE)
 
@@ -135,7 +135,7 @@ def cka(
             rng = np.random.default_rng(seed)
             n_left_out = min(n_groups, min(map(len, batches)) // 4)
             sums = Dependence(n_left_out, n_permutations)
-            for some in read_together(groups, at_once):
+            for some in read_together(batches, (x, y), positions, memory):
                 of = (batch_products(one, some, positions, memory) for one in (x, y))
                 for rows, of_x, of_y in zip(some, *of, strict=True):
                     n_rows = len(rows)
@@ -146,7 +146,7 @@ def cka(
     found = {name: np.array([row[name] for row in rows_of]) for name in rows_of[0]}
     parameters = {
         "positions": positions, "n_groups": n_groups, "n_permutations": n_permutations, "confidence": level,
-        "batch_size": batch_size, "seed": seed,
+        "batch_size": batch_size, "max_batches": max_batches, "seed": seed,
     }  # fmt: skip
     attrs = {
         "what": "debiased linear CKA",
@@ -154,6 +154,7 @@ def cka(
         **{f"other_{key}": second.attrs[key] for key in NAMES if key in second.attrs},
         "n_examples": n,
         "n_batches": len(batches),
+        "n_in_batches": sum(map(len, batches)),
         "parameters": json.dumps(parameters),
         "software": software(),
     }

@@ -48,6 +48,11 @@ Place = tuple[int, int, int, int]
     help="Conv positions and tokens are features of the example, or their mean is taken.",
 )
 @click.option("--batch-size", default=1024, show_default=True, help="Most examples whose products are made at once.")
+@click.option(
+    "--all-examples",
+    is_flag=True,
+    help="Take more than 16 batches; without it 16 are drawn at random of more examples.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of batches, groups and shuffles.")
 @click.option("--figure", type=click.Path(dir_okay=False), help="Draw all pairs: a .png, .svg or .pdf file.")
 @format_option
@@ -58,6 +63,7 @@ def cka(
     pairs: tuple[tuple[str, str], ...],
     positions: str,
     batch_size: int,
+    all_examples: bool,
     seed: int,
     figure: str | None,
     output_format: str,
@@ -76,14 +82,17 @@ def cka(
         )
     first = open_store(store)
     second = None if other is None else open_store(other)
+    asked: dict[str, Any] = {"positions": positions, "batch_size": batch_size, "seed": seed}
+    if all_examples:
+        asked["max_batches"] = None
     if pairs:
-        asked = {"positions": positions, "batch_size": batch_size, "seed": seed}
         emit([_of_pair(first, second or first, pair, asked) for pair in pairs], output_format, columns=PAIR_COLUMNS)
         return
     from ndt_query.similarity_matrix import cka_matrix
 
     data, others = _chosen(first, selection), None if second is None else _chosen(second, selection)
-    result = cka_matrix(data, others, positions=positions, batch_size=batch_size, seed=seed)
+    result = cka_matrix(data, others, **asked)
+    _tell_drawn(result)
     every = list(_places(result, one_run=others is None))
     shown = every
     if output_format == "table" and len(every) > MOST_ROWS:
@@ -139,11 +148,18 @@ def _of_pair(first: Store, second: Store, pair: tuple[str, str], asked: dict[str
 
     (layer, step, one), (other_layer, other_step, two) = _named(first, pair[0]), _named(second, pair[1])
     found = of_two(one, two, **asked)
+    _tell_drawn(found)
     numbers = {name: float(found[name]) for name in PAIR_COLUMNS[4:-1]}
     return {
         "layer": layer, "checkpoint": step, "other_layer": other_layer, "other_checkpoint": other_step, **numbers,
-        "n_examples": found.attrs["n_examples"],
+        "n_examples": found.attrs["n_in_batches"],
     }  # fmt: skip
+
+
+def _tell_drawn(result: xr.Dataset) -> None:
+    n, held = result.attrs["n_in_batches"], result.attrs["n_examples"]
+    if n < held:
+        tell(f"of {n} of {held} examples, drawn at random: --all-examples takes all")
 
 
 def _named(store: Store, text: str) -> tuple[str, int, xr.DataArray]:

@@ -10,20 +10,19 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ndt_query.budget import Projection, allowed_nbytes, check
-from ndt_query.inputs import canonical, one_of, require_count
+from ndt_query.budget import Projection, allowed_nbytes, check, projected_nbytes
+from ndt_query.inputs import canonical, one_of
 from ndt_query.kernels.similarity import deal_batches, dependence, ratio, u_centred_triangle
 from ndt_query.layers import OneLayer, Whole, activations_of, each_layer, software
 from ndt_query.products import (
     ADVICE,
     BATCH_SIZE,
-    LEAST_BATCH,
+    MAX_BATCHES,
     POSITIONS,
     batch_products,
-    block_rows,
-    n_at_once,
     one_blas_thread,
     read_together,
+    require_batches,
     require_enough,
     samples_nbytes,
 )
@@ -39,6 +38,7 @@ def cka_matrix(
     *,
     positions: str = "flatten",
     batch_size: int = BATCH_SIZE,
+    max_batches: int | None = MAX_BATCHES,
     seed: int = 0,
     memory: int | str | None = None,
 ) -> xr.Dataset:
@@ -51,7 +51,7 @@ def cka_matrix(
     other : the same, optional
         Another run, on the same examples; without it `data` is compared with itself.
     positions : {"flatten", "mean"}
-    batch_size, seed : int
+    batch_size, max_batches, seed
         As in `cka`.
     memory : int or str, optional
         Budget, see `ndt_query.budget`.
@@ -79,7 +79,7 @@ def cka_matrix(
     in `cka`. No intervals: ask `cka` of pairs that matter.
     """
     one_of("positions", positions, POSITIONS)
-    require_count("batch_size", batch_size, LEAST_BATCH)
+    require_batches(batch_size, max_batches)
     sides = [_items(data)] + ([] if other is None else [_items(other)])
     first = next(iter(sides[0].values()))
     n = first.sizes[EXAMPLE]
@@ -90,16 +90,16 @@ def cka_matrix(
                 raise DimensionError(f"Layer {name!r} has other examples than the first: compare the same examples.")
     places = [[(name, step) for name, acts in side.items() for step in range(acts.sizes[CHECKPOINT])] for side in sides]
     arrays = [acts for side in sides for acts in side.values()]
-    groups = deal_batches(n, batch_size, seed, block_rows(arrays))
-    batches = [batch for group in groups for batch in group]
+    batches = deal_batches(n, batch_size, seed, max_batches)
     n_items, largest = sum(map(len, places)), max(map(len, batches))
     held_nbytes, source = 2 * n_items * largest * (largest - 1), samples_nbytes(arrays, largest)
-    at_once = min(n_at_once(arrays, largest, held_nbytes, positions, memory), len(batches))
-    terms = Projection(source, source, 0.0, 1, 8 * largest**2, 3, at_once * held_nbytes)
+    terms = Projection(source, source, 0.0, 1, 8 * largest**2, 3, held_nbytes)
     check("cka_matrix", terms, allowed_nbytes(memory), ADVICE)
+    spare_nbytes = allowed_nbytes(memory) - projected_nbytes(terms)
+    runs = read_together(batches, arrays, positions, memory, held_nbytes, spare_nbytes)
     items = [side[name].isel({CHECKPOINT: step}) for side, wanted in zip(sides, places, strict=True)
              for name, step in wanted]  # fmt: skip
-    found = ratio(_added_up(items, list(read_together(groups, at_once)), positions, memory))
+    found = ratio(_added_up(items, runs, positions, memory))
     split = len(places[0])
     block = found if other is None else found[:split, split:]
     down, across = sides[0], sides[-1]
@@ -110,9 +110,12 @@ def cka_matrix(
         "other_layer": list(across), "other_checkpoint": next(iter(across.values()))[CHECKPOINT].values,
     }  # fmt: skip
     attrs = {
-        "what": "debiased linear CKA", "n_examples": n, "n_batches": len(batches), "n_runs": len(sides),
+        "what": "debiased linear CKA", "n_examples": n, "n_batches": len(batches),
+        "n_in_batches": sum(map(len, batches)), "n_runs": len(sides),
         "positions": positions,
-        "parameters": json.dumps({"positions": positions, "batch_size": batch_size, "seed": seed}),
+        "parameters": json.dumps(
+            {"positions": positions, "batch_size": batch_size, "max_batches": max_batches, "seed": seed}
+        ),
         "software": software(),
     }  # fmt: skip
     return xr.Dataset({"cka": ((LAYER, CHECKPOINT, "other_layer", "other_checkpoint"), cube)}, coords, attrs)

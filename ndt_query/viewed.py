@@ -55,6 +55,10 @@ class Viewed(Protocol):
         """How often making one checkpoint's views reads its blocks."""
         ...
 
+    def rereads(self, asked: Asked) -> bool:
+        """Whether each view's blocks are read once more to finalise it."""
+        ...
+
     def unkept(self, asked: Asked) -> str:
         """Why the view is made for this question alone and not kept; "" where it is kept."""
         ...
@@ -131,6 +135,10 @@ class UnitPass:
     def n_passes(self, asked: Asked) -> float:  # noqa: ARG002
         """One, whatever is asked."""
         return 1
+
+    def rereads(self, asked: Asked) -> bool:  # noqa: ARG002
+        """No: they hold all that is asked."""
+        return False
 
     def unkept(self, asked: Asked) -> str:  # noqa: ARG002
         """Both are kept."""

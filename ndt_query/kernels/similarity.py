@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "AT_ONCE",
     "Dependence",
     "deal_batches",
     "dependence",
@@ -26,61 +25,35 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 Rows = NDArray[np.intp]
 
-N_STRATA = 32
-"""Runs of consecutive samples of which a batch consists, at least, where samples are not dealt one by one."""
 
-N_READS = 4
-"""How often a block is read, about, where runs of samples may be long enough for that."""
-
-AT_ONCE = 4
-"""Batches in a group, whose samples lie in the same blocks and can be read together."""
-
-
-def deal_batches(n: int, batch_size: int, seed: int, block_rows: int = 1) -> list[list[Rows]]:
-    """Deal samples into batches of about equal size and like composition.
+def deal_batches(n: int, batch_size: int, seed: int, max_batches: int | None = None) -> list[Rows]:
+    """Deal samples at random into batches of about equal size.
 
     Parameters
     ----------
     n, batch_size : int
         Samples, and the most of one batch.
     seed : int
-    block_rows : int
-        Consecutive samples that are read together; 1 where each can be read alone.
+    max_batches : int, optional
+        Most batches: of more samples than they hold, some drawn at random are in one, and the others in none.
 
     Returns
     -------
-    list of list of ndarray
-        Groups of up to `AT_ONCE` batches, whose samples lie in the same blocks: positions of each batch, increasing.
-        Every sample is in one batch.
+    list of ndarray
+        Positions of each batch, increasing; no two share one.
 
     Notes
     -----
-    Samples are dealt one by one, as if all were shuffled, while that makes few batches: a block then holds samples of
-    each batch. Reading would grow with the square of many batches. There, runs of a part of a block are dealt, one to
-    each group of `AT_ONCE` batches in each of `N_STRATA` parts or more of all samples, so that a group spans all
-    positions evenly, classes in order included, and neighbours in a group are dealt to its batches. A block is read for
-    as many groups as it has runs, whatever n is.
+    Every two samples are as likely in one batch as any other two, without which an estimate from pairs has a bias: of
+    samples that are stored class by class, runs of neighbours would hold more pairs of a class than there are.
     """
-    n_batches = -(-n // batch_size)
-    if n_batches == 1:
-        return [[np.arange(n)]]
-    rng = np.random.default_rng(seed)
-    run = max(1, min(-(-block_rows // N_READS), AT_ONCE * batch_size // N_STRATA))
-    if -(-n_batches // AT_ONCE) <= -(-block_rows // run) or run == 1:
-        parts = [np.sort(part) for part in np.array_split(rng.permutation(n), n_batches)]
-        return [parts[first : first + AT_ONCE] for first in range(0, n_batches, AT_ONCE)]
-    n_runs = -(-n // run)
-    n_groups = -(-n_runs // (AT_ONCE * batch_size // run))
-    strata = [rng.permutation(n_groups) for _ in range(-(-n_runs // n_groups))]
-    group_of = np.repeat(np.concatenate(strata)[:n_runs], run)[:n]
-    found = []
-    for group in range(n_groups):
-        rows = np.flatnonzero(group_of == group)
-        n_here = -(-len(rows) // batch_size)
-        neighbours = np.tile(np.arange(n_here), (-(-len(rows) // n_here), 1))
-        batch_of = rng.permuted(neighbours, axis=1).ravel()[: len(rows)]
-        found.append([rows[batch_of == batch] for batch in range(n_here)])
-    return found
+    wanted = -(-n // batch_size)
+    if wanted == 1:
+        return [np.arange(n)]
+    order = np.random.default_rng(seed).permutation(n)
+    if max_batches is not None and max_batches < wanted:
+        order, wanted = order[: max_batches * batch_size], max_batches
+    return [np.sort(part) for part in np.array_split(order, wanted)]
 
 
 def u_centred(gram: F64) -> tuple[F64, float]:

@@ -103,7 +103,7 @@ class GramPart:
         frame, each = self.frame, self.per_example
         rows = self.rows[run]
         values = out[: len(rows) * each]
-        some_units = len(self.units) < frame.n_units
+        some_units = not np.array_equal(self.units, np.arange(frame.n_units))
 
         def take(index: int, block: Array) -> None:
             first = index * frame.spec.rows
@@ -194,8 +194,9 @@ def make_gram(
 
 
 def batch_grams(
-    catalogue: Catalogue, spec: ArraySpec, step: int, mode: str, batches: Sequence[NDArray[np.intp]], n_threads: int = 1
-) -> Iterator[SampleGram]:
+    catalogue: Catalogue, spec: ArraySpec, step: int, mode: str, batches: Sequence[NDArray[np.intp]],
+    units: NDArray[np.intp], n_threads: int = 1,
+) -> Iterator[SampleGram]:  # fmt: skip
     """Products of the samples of each of some batches, whose blocks are read once for all.
 
     Parameters
@@ -205,7 +206,9 @@ def batch_grams(
     mode : {"flatten", "mean"}
         What becomes of positions.
     batches : sequence of ndarray
-        Positions of the examples of each batch, increasing; no two batches share one.
+        Positions of the examples of each batch; no two batches share one.
+    units : ndarray
+        Positions of the units, in any order.
     n_threads : int
         Threads that read and multiply.
 
@@ -220,7 +223,7 @@ def batch_grams(
     """
     frame, rows = frame_of(catalogue, spec), np.concatenate(batches)
     order = np.argsort(rows)
-    part = GramPart(frame, mode, rows[order], np.arange(frame.n_units))
+    part = GramPart(frame, mode, rows[order], units)
     buffer = np.empty(part.shape, part.dtype)
     values = part.read(catalogue, step, slice(0, len(rows)), buffer, n_threads, order)
     start = 0

@@ -12,6 +12,7 @@ import xarray as xr
 
 import ndt_query as nq
 import ndt_store
+from ndt_query.compare import differing
 from ndt_query.kernels.curves import area, first_reached, resampled, smooth
 from ndt_store import Column, SeriesWriter, open_store
 from ndt_store.cli import main
@@ -388,14 +389,47 @@ def test_page__shows_groups_runs_and_pairs(stores, compared, tmp_path):
     assert set(kept.children) == {"runs", "groups", "smoothness"}
 
 
-def test_page__warns_of_curves_of_other_examples(stores, compared, tmp_path):
+def test_page__warns_of_what_makes_runs_hard_to_compare(stores, compared, tmp_path):
     said = re.sub(r"\s+", " ", nq.comparison_page(compared, tmp_path / "same").read_text())
     assert "Accuracy and dimension are of the validation set. Separability" in said
-    early = simulate_store(tmp_path / "early.zarr", checkpoints=(0, 195), n_examples=30, layers=LAYERS).store
+    assert "may not compare" not in said
+    early = simulate_store(tmp_path / "early.zarr", checkpoints=(0, 395), n_examples=30, layers=LAYERS).store
     mixed = nq.compare_runs({"slow": stores["slow 0"], "early": early})
-    assert mixed["curves_from"].values.tolist() == ["validation set", "probe set (mean)"]
+    assert mixed["curves_from"].values.tolist() == ["validation set", "probe set of 30 examples"]
     text = nq.comparison_page(mixed, tmp_path / "mixed").read_text()
-    assert "probe set (mean) of early; do not compare these curves" in text
+    assert (
+        "The runs were measured on other examples or in another way, so their curves may not compare: "
+        "validation set of slow" in text
+    )
+    assert "different checkpoints" not in text
+
+
+def test_comparison__says_how_curves_were_measured(tmp_path):
+    runs = {}
+    for name, shape, attrs in (
+        ("maps", (4, 3, 3), {"positions": "flatten", "n_validation": 120, "centre": True}),
+        ("means", (4, 3, 3), {"positions": "mean", "n_validation": 120, "centre": True}),
+        ("plain", (4,), {"positions": "mean", "n_validation": 120, "centre": True}),
+        ("raw", (4,), {"positions": "mean", "n_validation": 120, "centre": False}),
+    ):
+        path = tmp_path / f"{name}.zarr"
+        simulate_store(path, checkpoints=(0, 95), n_examples=30, layers={"a": shape})
+        rows = {"participation_ratio": Column(("layer",)), "validation_loss": Column(), "validation_accuracy": Column()}
+        with SeriesWriter.open(path, rows=rows, coords={"layer": ["a"]}, attrs=attrs) as writer:
+            for step in range(0, 100, 5):
+                writer.append(step, participation_ratio=[2.0 + step], validation_loss=2.0 / (1 + step),
+                              validation_accuracy=step / 100)  # fmt: skip
+        runs[name] = open_store(path)
+    found = nq.compare_runs(runs, groups=list(runs))
+    assert found["positions"].values.tolist() == ["flatten", "mean", "", ""]
+    tracked = "validation set of 120 examples"
+    assert found["curves_from"].values.tolist() == [tracked, tracked, tracked, f"{tracked}, uncentred"]
+    # What has no positions is the same in either way.
+    assert differing(found.sel(run=["maps", "plain"])) == []
+    (said,) = differing(found.sel(run=["maps", "means", "plain"]))
+    assert said.endswith("so their dimensions may not compare: flatten of maps; mean of means")
+    (said,) = differing(found.sel(run=["plain", "raw"]))
+    assert said.endswith(f"{tracked} of plain; {tracked}, uncentred of raw")
 
 
 def test_page__on_a_full_disk_is_one_sentence_and_leaves_nothing(compared, tmp_path, monkeypatch):
@@ -436,7 +470,7 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
     assert {(row["layer"], row["last_checkpoint"]) for row in rows} == {("relu", 395)}
     assert "layer compared: relu" in captured.err
     assert "different checkpoints" not in captured.err
-    assert "different examples" not in captured.err
+    assert "may not compare" not in captured.err
     assert {row["curves_from"] for row in rows} == {"validation set"}
     found = nq.compare_runs(paths)
     assert rows[0]["area"] == pytest.approx(float(found["area"][0]))
@@ -451,8 +485,8 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
         "end at different checkpoints, so their ends may not compare: 395 of slow0, fast0; 195 of early" in captured.err
     )
     assert (
-        "measured on different examples, so their curves may not compare: validation set of slow0, fast0; "
-        "probe set (mean) of early"
+        "measured on other examples or in another way, so their curves may not compare: "
+        "validation set of slow0, fast0; probe set of 30 examples of early"
     ) in captured.err
     assert captured.out.splitlines()[-1].startswith("mean of 3,simulated,3,relu,,,")
     with pytest.raises(SystemExit) as stop:

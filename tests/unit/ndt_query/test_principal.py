@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import dask
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ import ndt_query as nq
 import ndt_query.principal as principal
 from ndt_store import MemoryBudgetError, index_store, open_store
 from ndt_store.testing import simulate_store
+from ndt_store.views.gram_build import GramPart
 
 from .sources import CountingStorage, reads
 
@@ -60,13 +59,28 @@ def test_components__of_positions_as_samples_are_those_of_its_values(tmp_path):
     same(nq.pca(acts, 4, positions="samples"), nq.pca(acts.compute(), 4, positions="samples"))
 
 
-def test_components__of_selected_units_come_in_the_order_asked_for(store):
+@pytest.mark.parametrize("units", [slice(10, 90), np.arange(119, 20, -2), np.r_[70:120, 5, 3]])
+def test_components__of_selected_units_come_in_the_order_asked_for(store, units):
+    asked = store["wide"].activations.isel(unit=units, example=slice(2, 40))
+    found = nq.pca(asked, 3, explain=True)
+    assert "pass over its values" not in found.attrs["explain"]
+    same(found, nq.pca(asked.compute(), 3))
+    assert found["feature"].values.tolist() == asked["unit"].values.tolist()
+
+
+def test_components__of_features_in_another_order_are_read(store):
+    index_store(store, gram=("mean",))
+    turned = store["narrow"].activations.isel(unit=slice(None, None, -1))
+    found = nq.pca(turned, 2, explain=True)
+    assert "units are selected in another order" in found.attrs["explain"]
+    same(found, nq.pca(turned.compute(), 2))
+
+
+def test_components__that_are_computed_together_are_each_its_own(store):
     acts = store["wide"].activations
-    for units in (slice(10, 90), [5, 3, 70, 71, 72, *range(80, 119)], [4, 8, *range(20, 80)]):
-        asked = acts.isel(unit=units)
-        found = nq.pca(asked, 3)
-        same(found, nq.pca(asked.compute(), 3))
-        assert found["feature"].values.tolist() == asked["unit"].values.tolist()
+    asked = [{"n_components": 4}, {"n_components": 2}, {"n_components": 4, "centre": False}]
+    for one, options in zip(dask.compute(*(nq.pca(acts, **options) for options in asked)), asked, strict=True):
+        same(one, nq.pca(acts.compute(), **options))
 
 
 def test_components__keep_their_digits_far_from_zero(tmp_path):
@@ -106,24 +120,28 @@ def test_components__beside_a_nan_and_of_equal_samples_are_nan(tmp_path):
     assert np.isnan(found["total_variance"].values[0])
 
 
-def test_components__say_where_they_come_from_and_read_a_kept_view_once(store):
+def test_components__say_what_they_read_and_read_that(store):
     acts = store["wide"].activations
-    n_blocks = acts.data.numblocks[1]
-    first = nq.pca(acts, 2, explain=True)
-    assert "view gram-mean at 0 of 2 checkpoints, the others made from" in first.attrs["explain"]
+    acts.isel(checkpoint=0).compute()
+    n_blocks = len(reads(store))
     reads(store).clear()
-    first.compute()
-    made = len(reads(store))
-    assert made >= 4 * n_blocks  # two checkpoints, for the products and for what they are made of
+    first = nq.pca(acts, 2, explain=True)
+    assert first.attrs["explain"] == (
+        f"layers/wide/activations: view gram-mean at 0 of 2 checkpoints, the others made from {2 * n_blocks} blocks "
+        f"and kept where the store can be written to (0, 5 not made yet); {2 * n_blocks} blocks read once more for "
+        "what it does not hold"
+    )
+    first = first.compute()
+    assert len(reads(store)) == 4 * n_blocks
     reads(store).clear()
     again = nq.pca(acts, 2, explain=True)
-    again.compute()
-    assert "view gram-mean at 2 of 2 checkpoints" in again.attrs["explain"]
-    assert len(reads(store)) <= 3 * made // 4
-    same(again, first.compute())
+    assert "view gram-mean at 2 of 2 checkpoints; " in again.attrs["explain"]
+    again = again.compute()
+    assert len(reads(store)) == 2 * n_blocks
+    same(again, first)
     alone = nq.pca(acts, 2, views=False, explain=True)
-    assert "not kept: views=False" in alone.attrs["explain"]
-    same(alone, first.compute())
+    assert "not kept: views=False; " in alone.attrs["explain"]
+    same(alone, first)
 
 
 def test_components__of_features_leave_no_view_and_use_one(store):
@@ -132,20 +150,49 @@ def test_components__of_features_leave_no_view_and_use_one(store):
     nq.pca(acts, 2).compute()
     assert "gram-mean is not kept" in nq.pca(acts, 2, explain=True).attrs["explain"]
     index_store(store, gram=("mean",))
-    assert "view gram-mean at 2 of 2" in nq.pca(acts, 2, explain=True).attrs["explain"]
-    shutil.rmtree(store.catalogue.storage.root / "views" / "gram-mean")
+    assert nq.pca(acts, 2, explain=True).attrs["explain"].endswith("view gram-mean at 2 of 2 checkpoints")
 
 
-def test_memory__of_many_samples_is_not_theirs(tmp_path):
-    """Few at a time are held; at a budget that all samples would exceed the answer is the same."""
+def test_memory__of_many_samples_is_not_theirs(tmp_path, monkeypatch):
+    """Of 33 MB of samples at each checkpoint no more are held than the budget leaves room for."""
     made = simulate_store(
-        tmp_path / "s.zarr", checkpoints=(0,), n_examples=128, layers={"wide": (40_000,)}, kinds=("activations",),
-        block_nbytes=320_000,
+        tmp_path / "s.zarr", checkpoints=(0, 5, 10, 15), n_examples=64, layers={"wide": (128_000,)},
+        kinds=("activations",), block_nbytes=1_024_000,
+    )  # fmt: skip
+    acts = made.store["wide"].activations
+    held: list[int] = []
+
+    def noted(part, catalogue, step, run, out, *rest):
+        held.append(out.nbytes)
+        return read(part, catalogue, step, run, out, *rest)
+
+    read = GramPart.read
+    monkeypatch.setattr(GramPart, "read", noted)
+    with dask.config.set(scheduler="synchronous"):
+        found = nq.pca(acts, 2, positions="flatten", memory="125 MB", views=False).compute()
+        for place in range(4):
+            one = acts.isel(checkpoint=[place])
+            same(found.isel(checkpoint=[place]), nq.pca(one.compute(), 2, positions="flatten"))
+        assert 0 < max(held) <= 17_000_000
+        assert min(held) <= 8_400_000
+        held.clear()
+        nq.pca(acts.isel(checkpoint=[0]), 2, positions="flatten", views=False).compute()
+        assert max(held) == 64 * 128_000 * 4  # where there is room a tile holds all
+        with pytest.raises(MemoryBudgetError, match="projected"):
+            nq.pca(acts, 2, positions="flatten", memory="80 MB", views=False)
+
+
+def test_memory__has_room_for_the_result(tmp_path):
+    """Components of many checkpoints take more than anything they are made of."""
+    made = simulate_store(
+        tmp_path / "s.zarr", checkpoints=range(20), n_examples=40, layers={"wide": (4000,)}, kinds=("activations",),
+        block_nbytes=160_000,
     )  # fmt: skip
     acts = made.store["wide"].activations
     with dask.config.set(scheduler="synchronous"):
-        found = nq.pca(acts, 2, positions="flatten", memory="80 MB", views=False)
-        same(found, nq.pca(acts.compute(), 2, positions="flatten"))
-        reduced = acts.chunk({"example": 2}) + 0  # no plain selection of the store any more
+        few = nq.pca(acts, 2, positions="flatten", memory="64 MB", explain=True)
+        assert few.attrs["explain"].startswith("layers/wide/activations: view gram-flatten")
+        many = nq.pca(acts, 40, positions="flatten", memory="64 MB", explain=True)  # 26 MB, twice
+        assert many.attrs["explain"].endswith("a pass over its values (making the view would not fit the budget)")
         with pytest.raises(MemoryBudgetError, match="projected"):
-            nq.pca(reduced, 2, positions="flatten", memory="80 MB")
+            nq.pca(acts, 40, positions="flatten", memory="25 MB")

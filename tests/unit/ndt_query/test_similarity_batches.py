@@ -8,18 +8,14 @@ import pytest
 import xarray as xr
 
 import ndt_query as nq
-from ndt_query.kernels.similarity import AT_ONCE, deal_batches, u_centred, u_centred_triangle
+from ndt_query.kernels.similarity import deal_batches, u_centred, u_centred_triangle
 from ndt_store import open_store
-from ndt_store.errors import InvalidInputError
+from ndt_store.errors import InvalidInputError, MemoryBudgetError
 from ndt_store.testing import simulate_store
 from ndt_store.views.samples import packed
 
 from .sources import CountingStorage, labelled
 from .test_similarity import array, by_formula, hsic
-
-
-def dealt(*args):
-    return [batch for group in deal_batches(*args) for batch in group]
 
 
 def summed(x, y, batches):
@@ -29,46 +25,53 @@ def summed(x, y, batches):
     return xy / np.sqrt(xx * yy)
 
 
-@pytest.mark.parametrize(
-    ("n", "size", "block"), [(17, 16, 1), (500, 64, 1), (500, 64, 7), (5000, 64, 40), (999, 64, 9)]
-)
-def test_batches__hold_every_example_once_and_are_about_equal(n, size, block):
-    batches = dealt(n, size, 3, block)
+@pytest.mark.parametrize(("n", "size"), [(17, 16), (500, 64), (5000, 64)])
+def test_batches__hold_every_example_once_and_are_about_equal(n, size):
+    batches = deal_batches(n, size, 3)
     assert np.sort(np.concatenate(batches)).tolist() == list(range(n))
     sizes = [len(rows) for rows in batches]
     assert max(sizes) <= size
-    assert min(sizes) >= size / 2
+    assert max(sizes) - min(sizes) <= 1
     assert all((np.diff(rows) > 0).all() for rows in batches)
-    again, other = dealt(n, size, 3, block), dealt(n, size, 4, block)
+    again, other = deal_batches(n, size, 3), deal_batches(n, size, 4)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(batches, other, strict=True))
 
 
-def test_batches__read_a_block_a_bounded_number_of_times_and_have_every_class_of_sorted_ones():
-    block = 160
-    for n in (50_000, 100_000):
-        groups = deal_batches(n, 1024, 0, block)
-        assert max(map(len, groups)) == AT_ONCE
-        together = [np.concatenate(group) for group in groups]
-        assert sum(len(np.unique(rows // block)) for rows in together) / (n / block) < 6
-        batches = [batch for group in groups for batch in group]
-        classes = np.array([np.bincount(rows * 10 // n, minlength=10) / len(rows) for rows in batches])
-        assert np.abs(classes - 0.1).max() <= 2 / 32
-        assert (
-            classes.std() < np.sqrt(0.09 / 32) / 2
-        )  # runs dealt without regard to position would have this twice over
+def test_batches__of_more_examples_than_they_hold_are_drawn_from_all(rng):
+    batches = deal_batches(5000, 64, 3, 16)
+    assert [len(rows) for rows in batches] == [64] * 16
+    drawn = np.concatenate(batches)
+    assert len(np.unique(drawn)) == 16 * 64
+    assert np.histogram(drawn, 5, (0, 5000))[0].min() > 150  # 205 each on average, 13 standard error
+    x = rng.standard_normal((600, 5))
+    some = nq.cka(array(x), array(x[:, :3] + 1), batch_size=32, n_permutations=1)
+    assert (some.attrs["n_examples"], some.attrs["n_batches"], some.attrs["n_in_batches"]) == (600, 16, 512)
+    every = nq.cka(array(x), array(x[:, :3] + 1), batch_size=32, n_permutations=1, max_batches=None)
+    assert every.attrs["n_in_batches"] == 600
+    assert float(some["cka"]) == pytest.approx(float(every["cka"]), abs=0.05)
+    assert nq.cka_matrix({"x": labelled(x[None])}, batch_size=32, max_batches=2).attrs["n_in_batches"] == 64
 
 
-def test_groups_of_batches__have_the_same_blocks_and_runs_of_neighbours_between_them():
-    groups = deal_batches(100_000, 1024, 0, 640)
-    assert len(groups) > 640 / 128
-    for group in groups:
-        rows = np.sort(np.concatenate(group))
-        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
-        assert min(map(len, runs[:-1])) >= 128  # neighbours are in one group
-        for batch in group:
-            held = np.array([np.isin(run, batch).sum() for run in runs[:-1]]) / [len(run) for run in runs[:-1]]
-            assert np.abs(held - 1 / len(group)).max() < 0.02  # and each batch has its share of them
+def test_sorted_small_classes__do_not_bias_cka_of_a_store(tmp_path):
+    """1,024 classes of four that lie together, which neighbours of a block share and other examples hardly ever do."""
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((2, 1024, 24))
+    x, y = (np.repeat(one, 4, axis=0) + 0.5 * rng.standard_normal((4096, 24)) for one in means)
+    values = {f"layers/{name}/activations": one[None].astype(np.float32) for name, one in (("x", x), ("y", y))}
+    simulate_store(
+        tmp_path / "r.zarr", checkpoints=(0,), n_examples=4096, layers={"x": (24,), "y": (24,)}, planted=values,
+        kinds=("activations",), block_nbytes=64 * 96,
+    )  # fmt: skip
+    store = open_store(tmp_path / "r.zarr")
+    whole = by_formula(x, y)
+    pair = (store[name].activations.isel(checkpoint=0) for name in "xy")
+    found = nq.cka(*pair, batch_size=256, n_permutations=1)
+    assert float(found["cka_low"]) < whole < float(found["cka_high"])
+    assert float(found["cka"]) == pytest.approx(whole, abs=0.01)
+    runs = np.random.default_rng(1).permutation(4096 // 16).reshape(16, 16)
+    clumped = [np.sort((run[:, None] * 16 + np.arange(16)).ravel()) for run in runs]
+    assert summed(x, y, clumped) > whole + 0.02  # what runs of neighbours, dealt as they lie, would give
 
 
 def test_blocks_are_read_once_for_all_batches_of_a_group(tmp_path, monkeypatch):
@@ -84,19 +87,50 @@ def test_blocks_are_read_once_for_all_batches_of_a_group(tmp_path, monkeypatch):
     storage.reads.clear()
     pair = nq.cka(acts, acts, batch_size=16, n_permutations=2)
     assert 2 * n_blocks < len(storage.reads) <= 4 * n_blocks
-    monkeypatch.setattr("ndt_query.products.HELD_NBYTES", 1)
+    # Little room for what is kept, for samples, and in the budget, each by itself.
+    for name, value in (("HELD_NBYTES", 500), ("TOGETHER_NBYTES", 5000)):
+        with monkeypatch.context() as little:
+            little.setattr(f"ndt_query.products.{name}", value)
+            storage.reads.clear()
+            assert nq.cka_matrix(acts, batch_size=16).identical(found)
+            assert len(storage.reads) > 4 * n_blocks
     storage.reads.clear()
-    one_by_one = nq.cka_matrix(acts, batch_size=16)
-    assert len(storage.reads) > 3 * n_blocks
-    assert one_by_one.identical(found)
+    assert nq.cka_matrix(acts, batch_size=16, memory="10 kB").identical(found)
+    assert len(storage.reads) > 4 * n_blocks
     assert nq.cka(acts, acts, batch_size=16, n_permutations=2).identical(pair)
+
+
+def test_cka__in_batches_of_selected_units_is_that_of_their_values(tmp_path):
+    storage = CountingStorage(tmp_path / "r.zarr")
+    simulate_store(storage, checkpoints=(0,), n_examples=96, layers={"a": (12, 4, 4)}, kinds=("activations",))
+    acts = open_store(storage)["a"].activations.isel(checkpoint=0)
+    acts.compute()
+    n_blocks = len(storage.reads)
+    for units in ([7, 2, 5, 11], slice(2, 9)):
+        some = acts.isel(unit=units, example=slice(3, None, 2))
+        storage.reads.clear()
+        found = nq.cka(some, acts.isel(example=slice(3, None, 2)), batch_size=16, n_permutations=1)
+        assert n_blocks < len(storage.reads) <= 2 * n_blocks
+        values = acts.compute().isel(example=slice(3, None, 2))
+        again = nq.cka(values.isel(unit=units), values, batch_size=16, n_permutations=1)
+        assert float(found["cka"]) == pytest.approx(float(again["cka"]), abs=1e-9)
+
+
+def test_batches_that_fit_one_at_a_time_are_taken_one_at_a_time(tmp_path):
+    simulate_store(tmp_path / "r.zarr", checkpoints=(0,), n_examples=256, layers={"a": (80,)}, kinds=("activations",))
+    acts = open_store(tmp_path / "r.zarr")["a"].activations
+    least = 8 * 64**2 * 3 + 2 * 64 * 63
+    found = nq.cka_matrix(acts, batch_size=64, memory=least)
+    assert found.identical(nq.cka_matrix(acts, batch_size=64))
+    with pytest.raises(MemoryBudgetError, match="cka_matrix is projected"):
+        nq.cka_matrix(acts, batch_size=64, memory=least - 1)
 
 
 def test_cka__in_batches_is_the_ratio_of_summed_terms(rng):
     x = rng.standard_normal((150, 6)) + 2
     y = x[:, :3] @ rng.standard_normal((3, 9)) + rng.standard_normal((150, 9))
     x[:70] *= 3  # batches differ in size of their terms, so that a mean of ratios would be another
-    expected = summed(x, y, dealt(150, 40, 5))
+    expected = summed(x, y, deal_batches(150, 40, 5))
     found = nq.cka(array(x), array(y), batch_size=40, seed=5, n_permutations=9)
     assert float(found["cka"]) == pytest.approx(expected, abs=1e-12)
     assert found.attrs["n_batches"] == 4
@@ -130,7 +164,7 @@ def test_cka__in_batches_of_independent_data_is_zero():
 def test_null__shuffles_within_batches_as_its_formula_does(rng):
     """The permuted terms of batches over the sizes of all: the same orders, through Song's formula."""
     x, y = rng.standard_normal((60, 4)), rng.standard_normal((60, 3))
-    batches = dealt(60, 30, 2)
+    batches = deal_batches(60, 30, 2)
     generator = np.random.default_rng(2)
     orders = [np.stack([generator.permutation(30) for _ in range(5)]) for _ in batches]
     expected = []
@@ -219,7 +253,7 @@ def test_triangle__is_u_centred_as_the_matrix_is(rng):
 
 def test_what_varies_in_one_batch_alone_counts_there(rng):
     x = np.zeros((64, 4))
-    batches = dealt(64, 32, 0)
+    batches = deal_batches(64, 32, 0)
     x[batches[1]] = rng.standard_normal((32, 4))
     y = rng.standard_normal((64, 4))
     expected = nq.cka(array(x), array(y), batch_size=32)

@@ -50,6 +50,21 @@ def test_every_pair_of_one_run_is_listed_once(stores, capsys):
         assert row["cka"] == pytest.approx(float(expected), abs=1e-6)
 
 
+def test_more_examples_than_batches_hold_are_drawn_unless_all_are_asked_for(tmp_path, capsys):
+    path = tmp_path / "many.zarr"
+    simulate_store(path, checkpoints=(0,), n_examples=300, layers={"b": (5,), "c": (4,)}, kinds=("activations",))
+    few = (path, "--batch-size", "16")
+    code, _, err = run(capsys, *few)
+    assert code == 0
+    assert "of 256 of 300 examples, drawn at random: --all-examples takes all" in err
+    code, out, err = run(capsys, *few, "--pair", "b", "c", "--format", "json")
+    assert json.loads(out)[0]["n_examples"] == 256
+    assert "of 256 of 300 examples" in err
+    code, out, err = run(capsys, *few, "--pair", "b", "c", "--format", "json", "--all-examples")
+    assert json.loads(out)[0]["n_examples"] == 300
+    assert "drawn at random" not in err
+
+
 def test_every_pair_of_two_runs_is_listed(stores, capsys):
     code, out, _ = run(capsys, *stores, "--layer", "[ab]", "--checkpoint", "0,30", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
