@@ -111,9 +111,8 @@ def gradient_anomalies(
     """
     if not isinstance(alpha, float) or not 0 < alpha < 1:
         raise InvalidInputError(f"alpha={alpha!r} is not a level: expected a number between 0 and 1.")
-    require_count("seed", seed, 0)
-    require_count("window", window, 1)
-    require_count("n_resamples", n_resamples, 1)
+    seed, window = require_count("seed", seed, 0), require_count("window", window, 1)
+    n_resamples = require_count("n_resamples", n_resamples, 1)
     training = store.training if isinstance(store, Store) else store
     if not isinstance(training, xr.Dataset | xr.DataArray):
         raise InvalidInputError(f"Anomalies are of a Store, its training, or a series: got {type(store).__name__}.")

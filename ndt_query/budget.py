@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import dask
+import numpy as np
 from dask.system import CPU_COUNT
 from dask.utils import format_bytes, parse_bytes
 
@@ -96,8 +97,10 @@ def allowed_nbytes(memory: int | str | None = None) -> int:
     if wanted is None:
         return int(RAM_SHARE * memory_nbytes())
     try:
-        nbytes = int(parse_bytes("a truth value" if isinstance(wanted, bool) else wanted))
-    except ValueError as error:
+        if isinstance(wanted, bool) or not isinstance(wanted, int | float | np.number | str) or wanted == "":
+            raise ValueError
+        nbytes = int(parse_bytes(wanted if isinstance(wanted, str) else float(wanted)))
+    except (ValueError, OverflowError) as error:
         raise InvalidInputError(f"memory={wanted!r} is not a size: give bytes, or a text such as '4 GiB'.") from error
     if nbytes <= 0:
         raise InvalidInputError(f"memory={wanted!r} is not a size: expected more than 0 bytes.")

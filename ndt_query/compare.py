@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from ndt_query.inputs import one_of
+from ndt_query.inputs import one_of, require_count
 from ndt_query.intervals import mean_ci, require_level
 from ndt_query.kernels.curves import area, resampled
 from ndt_query.layers import software
@@ -130,7 +130,7 @@ def compare_runs(
     """
     one_of("by", by, ("step", "examples", "loss"))
     one_of("measure", measure, MEASURES)
-    level = require_level(confidence)
+    level, seed = require_level(confidence), require_count("seed", seed, 0)
     named = stores_of(stores)
     strange = [name for name in layer if name not in named] if isinstance(layer, Mapping) else []
     if strange:

@@ -78,7 +78,7 @@ def pca(
     checkpoint NaN. Large variances are biased upwards where n is not large against d.
     """
     one_of("positions", positions, POSITIONS)
-    require_count("n_components", n_components, 1)
+    n_components = require_count("n_components", n_components, 1)
     given = acts
     acts, squeeze = canonical(given)
     n_places = math.prod(acts.sizes[dim] for dim in POSITION_DIMS if dim in acts.dims)

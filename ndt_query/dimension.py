@@ -216,7 +216,8 @@ def _estimates(whole: Spectrum, left_out: Sequence[Spectrum], how: Measuring) ->
         low = high = math.nan
         if parts:
             interval = jackknife([part[name] for part in parts], middle[name], confidence=how.confidence)
-            low, high = float(np.maximum(0.0, interval.low)), float(interval.high)
+            # No measure can be less than one direction, but the corrected one, an estimate of two parts.
+            low, high = float(np.maximum(float(name != CORRECTED), interval.low)), float(interval.high)
         values = np.array([middle[name], low, high])
         if name in ENERGY:
             # Whole components; the ceiling keeps order, so that the interval covers no less.

@@ -54,7 +54,7 @@ class Interval:
 
 def require_level(value: float) -> float:
     """Return a confidence level when it lies between 0 and 1."""
-    if not 0 < value < 1:
+    if not isinstance(value, int | float | np.number) or not 0 < value < 1:
         raise InvalidInputError(f"confidence={value!r} is not a level: expected a number between 0 and 1.")
     return float(value)
 

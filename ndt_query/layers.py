@@ -225,11 +225,19 @@ def activations_of(data: OneLayer) -> xr.DataArray:
 
     Raises
     ------
+    InvalidInputError
+        It is neither.
     NotFoundError
         The Dataset has none.
     """
     if isinstance(data, xr.DataArray):
         return data
+    given: object = data
+    if not isinstance(given, xr.Dataset):
+        kind = type(given).__name__
+        raise InvalidInputError(
+            f"This is asked of one layer, a DataArray or Dataset such as store['fc']: got a {kind}."
+        )
     if ACTIVATIONS in data:
         return data[ACTIVATIONS]
     kinds = ", ".join(str(name) for name in data.data_vars if name != ATTENTIONS) or "none"

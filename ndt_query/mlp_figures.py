@@ -52,19 +52,25 @@ def _layer(study: xr.DataTree, layer: str) -> dict[str, str]:
     row["silhouette"] = _ends(study, "disentanglement", layer, "silhouette", ".2f")
     row["intrinsic"] = _ends(study, "disentanglement", layer, "intrinsic_dimension", ".1f")
     one = _of(study, "drift", layer)
-    row["smoothness"] = "" if one is None else f"{float(one['smoothness']):.2f} (p {float(one['p_value']):.2g})"
+    row["smoothness"] = "" if one is None else _smooth(one)
     one = _of(study, "growth", layer)
     row["growth"] = "" if one is None else _growth(one)
     return row
 
 
+def _smooth(one: xr.Dataset) -> str:
+    score = float(one["smoothness"])
+    return f"{score:.2f} (p {float(one['p_value']):.2g})" if np.isfinite(score) else ""
+
+
 def _growth(one: xr.Dataset) -> str:
     if not bool(one["growth"]):
         return "none beyond noise"
-    falls = "falls" if float(one["rate"]) < 0 else "grows"
-    middle = float(one["midpoint"])
-    when = f"half by step {middle:.0f}" if middle >= 0 else "more than half before it begins"
-    return f"{falls}, {when}, R2 {float(one['r2']):.2f}"
+    falls = "falls" if float(one["rate"]) < 0 else "rises"
+    middle, observed = float(one["midpoint"]), one["observed"]
+    last = float(observed[observed.dims[-1]][-1])
+    when = f"half by step {middle:.0f}" if 0 <= middle <= last else "with no middle in this training"
+    return f"{falls} on the whole, {when}, R2 {float(one['r2']):.2f}"
 
 
 def _of(study: xr.DataTree, node: str, layer: str) -> xr.Dataset | None:
@@ -83,6 +89,8 @@ def _ends(study: xr.DataTree, node: str, layer: str, name: str, form: str) -> st
     said = []
     for place in ENDS:
         now = one.isel({CHECKPOINT: place})
+        if not np.isfinite(now[name]):
+            return ""
         text = f"{float(now[name]):{form}}"
         if f"{name}_low" in now and np.isfinite(now[f"{name}_low"]):
             text += f" ({float(now[f'{name}_low']):{form}} to {float(now[f'{name}_high']):{form}})"

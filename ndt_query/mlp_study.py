@@ -88,7 +88,7 @@ def mlp_study(
     if not isinstance(store, Store):
         raise InvalidInputError(f"A study is of a Store, which open_store gives: got {type(store).__name__}.")
     held = training_checkpoints(store)
-    require_count("k", k, 1)
+    k, seed = require_count("k", k, 1), require_count("seed", seed, 0)
     able, wanted = dict(each_layer(store)), as_names(layers)
     missing = [name for name in wanted or [] if name not in able]
     if missing or wanted == []:

@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from ndt_query.asked import Asked, asked_of
 from ndt_query.budget import allowed_nbytes, n_threads
-from ndt_query.inputs import canonical, require_count
+from ndt_query.inputs import LABEL, canonical, require_count
 from ndt_store.dims import CHECKPOINT, EXAMPLE, UNIT
 from ndt_store.errors import InvalidInputError, StorageError
 from ndt_store.views.blocks import as_block, as_float
@@ -33,6 +33,7 @@ __all__ = [
     "POSITIONS",
     "batch_products",
     "one_blas_thread",
+    "other_labels",
     "read_together",
     "require_batches",
     "require_enough",
@@ -66,11 +67,16 @@ def require_enough(n: int) -> None:
         raise InvalidInputError(f"There are {n} examples: the debiased estimate needs eight or more.")
 
 
-def require_batches(batch_size: int, max_batches: int | None) -> None:
-    """Raise where batches are too small for the debiased estimate, or none is allowed."""
-    require_count("batch_size", batch_size, LEAST_BATCH)
-    if max_batches is not None:
-        require_count("max_batches", max_batches, 1)
+def other_labels(a: xr.DataArray, b: xr.DataArray) -> bool:
+    """Whether two arrays say that the same examples are of other classes, which makes them others after all."""
+    labelled = LABEL in a.coords and LABEL in b.coords
+    return labelled and not np.array_equal(np.asarray(a[LABEL].values), np.asarray(b[LABEL].values))
+
+
+def require_batches(batch_size: int, max_batches: int | None) -> tuple[int, int | None]:
+    """Return both where batches are large enough for the debiased estimate, and one is allowed."""
+    most = None if max_batches is None else require_count("max_batches", max_batches, 1)
+    return require_count("batch_size", batch_size, LEAST_BATCH), most
 
 
 def samples_nbytes(arrays: Iterable[xr.DataArray], n: int) -> int:

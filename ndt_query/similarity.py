@@ -23,6 +23,7 @@ from ndt_query.products import (
     POSITIONS,
     batch_products,
     one_blas_thread,
+    other_labels,
     read_together,
     require_batches,
     require_enough,
@@ -117,9 +118,9 @@ def cka(
     1.0
     """
     one_of("positions", positions, POSITIONS)
-    require_count("n_groups", n_groups, 2)
-    require_count("n_permutations", n_permutations, 1)
-    require_batches(batch_size, max_batches)
+    n_groups = require_count("n_groups", n_groups, 2)
+    n_permutations, seed = require_count("n_permutations", n_permutations, 1), require_count("seed", seed, 0)
+    batch_size, max_batches = require_batches(batch_size, max_batches)
     level = require_level(confidence)
     first, second = _aligned(activations_of(a), activations_of(b))
     n = first.sizes[EXAMPLE]
@@ -165,6 +166,12 @@ def cka(
 
 def _aligned(a: xr.DataArray, b: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     """Return both on the same examples in the order of the first."""
+    for one in (a, b):
+        empty = [str(dim) for dim in one.dims if not one.sizes[dim]]
+        if empty:
+            raise DimensionError(
+                f"One of the two is empty along {', '.join(empty)}: select at least one entry of each."
+            )
     require_enough(a.sizes.get(EXAMPLE, 0))
     if EXAMPLE in a.indexes and EXAMPLE in b.indexes and not a.indexes[EXAMPLE].equals(b.indexes[EXAMPLE]):
         if set(a.indexes[EXAMPLE]) != set(b.indexes[EXAMPLE]):
@@ -172,6 +179,8 @@ def _aligned(a: xr.DataArray, b: xr.DataArray) -> tuple[xr.DataArray, xr.DataArr
         b = b.sel({EXAMPLE: a[EXAMPLE].values})
     if a.sizes[EXAMPLE] != b.sizes.get(EXAMPLE):
         raise DimensionError(f"The two have {a.sizes[EXAMPLE]} and {b.sizes.get(EXAMPLE, 0)} examples: give the same.")
+    if other_labels(a, b):
+        raise DimensionError("The two have other labels of the same examples: compare the same probe set.")
     return a, b
 
 
@@ -195,7 +204,7 @@ def _told(estimate: float, left_out: F64, null: F64, level: float) -> dict[str, 
     reached = (null >= estimate - 1e-12).sum()
     return {
         "cka": estimate,
-        "cka_low": float(interval.low),
+        "cka_low": float(np.maximum(interval.low, -1.0)),
         "cka_high": float(np.minimum(interval.high, 1.0)),
         "null_95": float(np.quantile(null, 0.95)),
         "p_value": float(null_p_value(reached, len(null))) if np.isfinite(estimate) else math.nan,

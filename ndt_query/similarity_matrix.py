@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from ndt_query.budget import Projection, allowed_nbytes, check, projected_nbytes
-from ndt_query.inputs import canonical, one_of
+from ndt_query.inputs import canonical, one_of, require_count
 from ndt_query.kernels.similarity import deal_batches, dependence, ratio, u_centred_triangle
 from ndt_query.layers import OneLayer, Whole, activations_of, each_layer, software
 from ndt_query.products import (
@@ -21,6 +21,7 @@ from ndt_query.products import (
     POSITIONS,
     batch_products,
     one_blas_thread,
+    other_labels,
     read_together,
     require_batches,
     require_enough,
@@ -79,7 +80,8 @@ def cka_matrix(
     in `cka`. No intervals: ask `cka` of pairs that matter.
     """
     one_of("positions", positions, POSITIONS)
-    require_batches(batch_size, max_batches)
+    batch_size, max_batches = require_batches(batch_size, max_batches)
+    seed = require_count("seed", seed, 0)
     sides = [_items(data)] + ([] if other is None else [_items(other)])
     first = next(iter(sides[0].values()))
     n = first.sizes[EXAMPLE]
@@ -88,6 +90,8 @@ def cka_matrix(
         for name, acts in side.items():
             if acts.sizes[EXAMPLE] != n or not np.array_equal(acts[EXAMPLE].values, first[EXAMPLE].values):
                 raise DimensionError(f"Layer {name!r} has other examples than the first: compare the same examples.")
+            if other_labels(acts, first):
+                raise DimensionError(f"Layer {name!r} has other labels of its examples: compare the same probe set.")
     places = [[(name, step) for name, acts in side.items() for step in range(acts.sizes[CHECKPOINT])] for side in sides]
     arrays = [acts for side in sides for acts in side.values()]
     batches = deal_batches(n, batch_size, seed, max_batches)

@@ -86,7 +86,8 @@ def smoothness(
         ``block_length`` (..., series), ``n``, ``nan_count`` (..., series)
             Blocks of the deviations from the median, in derivatives; derivatives of each series; values that are NaN.
 
-        A NaN or Inf in either series, or one that never changes, makes all but the counts NaN.
+        A NaN or Inf in either series, or one that never changes, makes all but the counts NaN. Beside a straight line,
+        whose variance is 0, the variance of the other is all that is told.
 
     Raises
     ------
@@ -171,6 +172,8 @@ def _compared(pair: F64, steps: F64, how: _How) -> dict[str, NDArray[Any]]:
     varies = derivatives.std(axis=1) > 1e-10 * np.abs(derivatives).max(axis=1)
     if varies.all():
         found |= _spreads(derivatives, how) | _ranks(derivatives, how)
+    elif np.isfinite(derivatives).all():
+        found["variance"] = np.where(varies, derivatives.var(axis=1, ddof=1), 0.0)
     return {name: np.asarray(value) for name, value in found.items()}
 
 

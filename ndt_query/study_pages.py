@@ -62,7 +62,7 @@ KINDS: Final = (
         ("performance", "measures", "patterns"), transformer_figures, transformer_tables,
     ),
     StudyKind(
-        "mlp", "network that learns smoothly", "How representations change", "mlp_study.html.j2",
+        "mlp", "network's representations", "How representations change", "mlp_study.html.j2",
         ("performance", "dimensionality"), mlp_figures, mlp_tables,
     ),
 )  # fmt: skip

@@ -26,6 +26,9 @@ F64 = NDArray[np.float64]
 OTHER: Final = "other_checkpoint"
 LEAST_SHARE: Final = 0.05
 
+ROUNDING: Final = 1e-10
+"""Drift below this, turns of less than 1e-5 radians, is that of values in single precision that stay where they are."""
+
 
 @per_layer
 def subspace_overlap(
@@ -72,6 +75,7 @@ def subspace_overlap(
     ----------
     A. Bjorck, G. Golub, "Numerical methods for computing angles between linear subspaces", Math. Comp. 27, 1973.
     """
+    k = require_count("k", k, 1)
     bases, steps, d = _bases(acts, k, centre, positions, memory)
     found = np.array([[overlap(one, other) for other in bases] for one in bases])
     between = np.array([[angles(one, other) for other in bases] for one in bases])
@@ -117,7 +121,8 @@ def subspace_drift(
         ``overlap``, and ``chance``, k / d, which random subspaces of d features have; ``turn``,
         ``arccos sqrt(overlap)``, the same as an angle in radians; ``smoothness``, 1 less the share of the
         largest turn in all turning: near 1 where all are alike, 0 where one is all; ``null_05``, the 5th percentile of
-        surrogates, and ``p_value``, the share of surrogates that are as abrupt.
+        surrogates, and ``p_value``, the share of surrogates that are as abrupt. These are NaN where no more than
+        rounding turns, as where k is the number of features.
 
     Raises
     ------
@@ -134,16 +139,17 @@ def subspace_drift(
     no stationary series, and turns that only fall will look abrupt: choose checkpoints between which about as much
     changes.
     """
+    k, n_surrogates = require_count("k", k, 1), require_count("n_surrogates", n_surrogates, 1)
+    seed = require_count("seed", seed, 0)
     bases, steps, d = _bases(acts, k, centre, positions, memory)
-    require_count("n_surrogates", n_surrogates, 1)
-    require_count("seed", seed, 0)
     if not (np.diff(steps) > 0).all():
         raise InvalidInputError("Checkpoints are not in order of training: sort them, drift is from each to the next.")
     if len(bases) < 4:
         raise InvalidInputError(f"There are {len(bases)} checkpoints: drift as a series needs four or more.")
     shared = np.array([overlap(one, other) for one, other in pairwise(bases)])
     drift = 1 - shared
-    turn = np.arccos(np.sqrt(np.clip(1 - drift, 0, 1)))
+    drift[drift < ROUNDING] = 0.0
+    turn = np.arccos(np.sqrt(1 - drift))
     score = _smooth(turn)
     null = np.array([_smooth(one) for one in _surrogates(turn, n_surrogates, seed)])
     p_value = float(null_p_value((null <= score + 1e-12).sum(), n_surrogates)) if np.isfinite(score) else math.nan
@@ -166,8 +172,9 @@ def subspace_drift(
 def _bases(
     acts: xr.DataArray, k: int, centre: bool, positions: str, memory: int | str | None
 ) -> tuple[list[F64], NDArray[Any], int]:
-    if CHECKPOINT not in acts.dims or acts.sizes[CHECKPOINT] < 2:
-        raise InvalidInputError("There is one checkpoint only: subspaces are compared between two or more.")
+    n_steps = acts.sizes.get(CHECKPOINT, 1)
+    if n_steps < 2:
+        raise InvalidInputError(f"Subspaces are compared between two or more checkpoints: got {n_steps}.")
     found = pca(acts, k, centre=centre, positions=positions, memory=memory)["component"]
     values = found.transpose(CHECKPOINT, "rank", "feature").compute().values
     return list(values), acts[CHECKPOINT].values, values.shape[2]

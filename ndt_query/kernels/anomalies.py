@@ -96,10 +96,20 @@ def between(values: F64, width: int) -> F64:
     """Median of the means of the neighbours that lie as far before each value as behind it.
 
     The value itself is not among them, so that it does not draw its trend to itself, and a straight line has no
-    residual. Beyond the ends the series goes on turned about its last value, which is therefore never tested.
+    residual. Beyond the ends the series goes on turned about its last value, which is therefore never tested. A last
+    value that stands out would draw the trend of its neighbours along: of these two trends, and of that with the median
+    of the neighbours in its place, the one that is nearer counts.
     """
     half = width // 2
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="reflect", reflect_type="odd"), width)
+    tamed = values.copy()
+    tamed[0], tamed[-1] = np.median(values[1 : half + 1]), np.median(values[-half - 1 : -1])
+    trend, other = _mirrored(values, half), _mirrored(tamed, half)
+    return np.where(np.abs(values - trend) <= np.abs(values - other), trend, other)
+
+
+def _mirrored(values: F64, half: int) -> F64:
+    padded = np.pad(values, half, mode="reflect", reflect_type="odd")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
     found: F64 = np.median((windows[:, :half] + windows[:, : -half - 1 : -1]) / 2, axis=1)
     return found
 

@@ -113,7 +113,7 @@ def overlap(one: F64, other: F64) -> float:
     """``|U1' U2|_F^2 / k`` of two bases (component, feature) of k components; NaN where one has fewer."""
     if np.isnan(one).any() or np.isnan(other).any():
         return float("nan")
-    return float(((one @ other.T) ** 2).sum() / len(one))
+    return min(1.0, float(((one @ other.T) ** 2).sum() / len(one)))
 
 
 def angles(one: F64, other: F64) -> F64:

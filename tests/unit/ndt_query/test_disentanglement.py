@@ -173,3 +173,12 @@ def test_disentanglement__names_what_is_wrong(acts):
         nq.disentanglement(acts, positions="samples")
     with pytest.raises(MemoryBudgetError, match="disentanglement with positions='mean' is projected"):
         nq.disentanglement(acts, memory="1 kB")
+
+
+@pytest.mark.parametrize("bad", [1e155, np.inf, np.nan])
+def test_disentanglement__of_values_whose_squares_are_none_is_nan(rng, bad):
+    values = rng.standard_normal((2, 60, 6))
+    values[1, 4, 2] = bad
+    found = nq.disentanglement(labelled(values))
+    assert np.isfinite(found["silhouette"]).values.tolist() == [True, False]
+    assert np.isnan(found["accuracy"].values[1])

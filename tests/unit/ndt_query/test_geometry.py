@@ -172,3 +172,11 @@ def test_dimensionality__over_the_budget_names_a_cheaper_way(rng):
 def test_dimensionality__refuses_options_before_it_reads(rng, options, expected):
     with pytest.raises(InvalidInputError, match=expected):
         nq.dimensionality(labelled(rng.random((1, 8, 4)), chunks=(1, 8, 4)), **options)
+
+
+def test_dimensionality__has_no_interval_below_one_direction(rng):
+    values = rng.standard_normal((1, 30, 5))
+    values[0, 3] = 40
+    found = nq.dimensionality(labelled(values), n_groups=2)
+    for name in ("stable_rank", "participation_ratio", "energy_dims_90", "nuclear_ratio", "effective_rank"):
+        assert float(found[f"{name}_low"][0]) == 1

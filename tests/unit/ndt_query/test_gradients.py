@@ -134,6 +134,18 @@ def test_anomalies__keep_their_level_in_any_noise(noise, n):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("factor", [3, 10])
+@pytest.mark.parametrize("end", [0, -1])
+def test_anomalies__beside_an_end_that_stands_out_are_none(end, factor):
+    flagged = 0
+    for seed in range(10):
+        values = np.exp(0.1 * np.random.default_rng(seed).standard_normal(200))
+        values[end] *= factor
+        series = xr.DataArray(values, {"step": np.arange(200) * 5}, ("step",))
+        flagged += nq.gradient_anomalies(series, n_resamples=50).sizes["anomaly"]
+    assert flagged <= 2
+
+
 def test_anomalies__of_twelve_standard_deviations_are_found():
     found = 0
     for number in range(50):

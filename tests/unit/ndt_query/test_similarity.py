@@ -6,7 +6,7 @@ import xarray as xr
 
 import ndt_query as nq
 from ndt_store import index_store
-from ndt_store.errors import DimensionError, InvalidInputError, MemoryBudgetError
+from ndt_store.errors import DimensionError, InvalidInputError, MemoryBudgetError, NdtError
 from ndt_store.testing import simulate_store
 
 from .sources import CountingStorage, labelled
@@ -163,3 +163,44 @@ def test_cka__names_what_is_wrong(rng):
         nq.cka_matrix(acts, memory="1 kB")
     with pytest.raises(InvalidInputError, match="positions"):
         nq.cka(x, x, positions="samples")
+
+
+def test_interval__stays_where_cka_can_be():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, 40))
+    y = x[:, :3] * 3 + rng.standard_normal((9, 3))
+    x[0] *= 6
+    y[0] *= 4
+    found = nq.cka(array(x), array(y), n_permutations=1)  # of nine examples, of which one is all that varies
+    assert (float(found["cka_low"]), float(found["cka_high"])) == (-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (lambda x: nq.cka(x, x, seed=-1), "seed=-1 is not possible"),
+        (lambda x: nq.cka_matrix({"x": x}, seed="a"), "seed='a' is not possible"),
+        (lambda x: nq.cka(x, x, seed=None), "seed=None is not possible"),
+        (lambda x: nq.cka(x.isel(unit=[]), x), "empty along unit"),
+        (lambda x: nq.cka(x.values, x), "of one layer, a DataArray or Dataset such as store.'fc'.: got a ndarray"),
+        (lambda x: nq.cka(x, x, max_batches=0), "max_batches=0 is not possible"),
+        (lambda x: nq.cka(x, x, confidence="a"), "confidence='a' is not a level"),
+        (lambda x: nq.cka(x, x, memory=""), "memory='' is not a size"),
+        (lambda x: nq.cka(x, x, memory=[1]), "is not a size"),
+        (lambda x: nq.cka(x.assign_coords(label=("example", np.arange(20))), x.assign_coords(
+            label=("example", np.arange(20) % 3))), "other labels of the same examples"),
+        (lambda x: nq.cka_matrix({"x": x.assign_coords(label=("example", np.arange(20)))}, {"x": x.assign_coords(
+            label=("example", np.arange(20) % 3))}), "other labels of its examples"),
+    ],
+)  # fmt: skip
+def test_cka__names_what_it_cannot_take(rng, question, said):
+    x = array(rng.standard_normal((20, 4))).assign_coords(example=np.arange(20))
+    with pytest.raises(NdtError, match=said):
+        question(x)
+
+
+def test_cka__takes_numpy_numbers(rng):
+    x = array(rng.standard_normal((40, 4)))
+    found = nq.cka(x, x, batch_size=np.int64(20), n_groups=np.int32(3), n_permutations=np.int64(3), seed=np.int64(1),
+                   memory=np.int64(10**9))  # fmt: skip
+    assert found.drop_attrs().identical(nq.cka(x, x, batch_size=20, n_groups=3, n_permutations=3, seed=1).drop_attrs())

@@ -95,6 +95,13 @@ def test_smoothness__of_what_never_turns_or_is_not_known_is_unknown(rng, bad):
     assert found["nan_count"].values.tolist() == [np.isnan(bad).sum(), 0]
 
 
+def test_smoothness__beside_a_straight_line_tells_the_variance(rng):
+    other = rise(rng, 0.1)
+    found = nq.smoothness(STEPS * 0.1, other, STEPS)
+    expected = nq.smoothness(other[::-1], other, STEPS)["variance"][1]
+    np.testing.assert_allclose(found["variance"], [0, expected], rtol=1e-12)
+
+
 def test_smoothness__refuses_series_that_do_not_compare():
     a = xr.DataArray(np.arange(20.0), {"step": np.arange(20)}, ("step",))
     with pytest.raises(DimensionError, match="20 and 20 values, not at the same steps"):

@@ -184,7 +184,7 @@ def test_subspaces__name_what_is_wrong(rng, tmp_path):
     acts = labelled(rng.standard_normal((2, 30, 6)))
     with pytest.raises(InvalidInputError, match=r"n_components=7: 30 samples of 6 features have at most 6"):
         nq.pca(acts, 7)
-    with pytest.raises(InvalidInputError, match="one checkpoint only"):
+    with pytest.raises(InvalidInputError, match="two or more checkpoints: got 1"):
         nq.subspace_overlap(acts.isel(checkpoint=0), 2)
     with pytest.raises(InvalidInputError, match="There are 2 checkpoints: drift as a series needs four"):
         nq.subspace_drift(acts, 2)
@@ -193,3 +193,14 @@ def test_subspaces__name_what_is_wrong(rng, tmp_path):
     store = simulate_store(tmp_path / "r.zarr", n_examples=40).store
     with pytest.raises(MemoryBudgetError, match="pca with positions='mean' is projected"):
         nq.pca(store[store.layers[0]].activations, 2, memory="1 kB")
+
+
+def test_drift__of_nothing_but_rounding_has_no_score(rng):
+    full = labelled(rng.standard_normal((6, 60, 5)))
+    found = nq.subspace_drift(full, 5)  # all of the features: there is nothing to turn into
+    assert (found["drift"] == 0).all()
+    assert np.isnan([found["smoothness"], found["null_05"], found["p_value"]]).all()
+    assert float(nq.subspace_overlap(full, 5)["overlap"].max()) <= 1
+    frozen = np.maximum(rng.standard_normal((60, 12)), 0)
+    scaled = labelled(np.stack([frozen * (1 + 0.1 * n) for n in range(12)]).astype(np.float32))
+    assert np.isnan(float(nq.subspace_drift(scaled, 5)["p_value"]))
