@@ -18,7 +18,7 @@ from ndt_query.kernels.curves import area, resampled
 from ndt_query.layers import software
 from ndt_query.one_run import FRACTIONS, Align, layer_of, one_run
 from ndt_store.dims import LAYER, RUN
-from ndt_store.errors import InvalidInputError, NotFoundError
+from ndt_store.errors import DimensionError, InvalidInputError, NotFoundError
 from ndt_store.reader import Store
 from ndt_store.runs import Runs, named_stores
 from ndt_store.views.spectrum import MEASURES
@@ -28,7 +28,7 @@ __all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "differing"
 F64 = NDArray[np.float64]
 AT: Final = "at"
 N_POINTS: Final = 100
-COORDS: Final = ("last_checkpoint", "curves_from", "positions")
+COORDS: Final = ("last_checkpoint", "curves_from", "positions", "data")
 SCALARS: Final[Mapping[str, str]] = {
     "final_accuracy": "accuracy on the probe set at the last checkpoint",
     "final_loss": "loss on the probe set at the last checkpoint, nats",
@@ -47,6 +47,7 @@ SCALARS: Final[Mapping[str, str]] = {
 DIFFERING: Final[Mapping[str, str]] = {
     "last_checkpoint": "the runs end at different checkpoints, so their ends may not compare",
     "curves_from": "the runs were measured on other examples or in another way, so their curves may not compare",
+    "data": "the runs saw other data, so their numbers differ for that reason too",
     "positions": "positions became features in some runs and means in others, so their dimensions may not compare",
 }
 """What it means where runs differ in a coordinate."""
@@ -95,7 +96,8 @@ def compare_runs(
         Over ``run``, with the coordinates ``group``, ``layer``; ``last_checkpoint``, the step that what is said of the
         end is about: look at it before a run that was stopped is compared with one that was not; ``curves_from``, on
         which examples the curves were measured, and ``positions``, which became features there (``"flatten"``) or means
-        (``"mean"``), "" of a layer without any. Curves differ for such reasons alone.
+        (``"mean"``), "" of a layer without any; and ``data``, the data set that its recipe names, or "". Runs differ
+        for such reasons alone.
 
         `SCALARS`
             ``final_accuracy`` with ``_low`` and ``_high``, ``final_loss``; ``area``, mean accuracy over the steps that
@@ -140,7 +142,11 @@ def compare_runs(
     found: dict[str, dict[str, Any]] = {}
     for done, (name, store) in enumerate(named.items(), 1):
         chosen = layer_of(store, layer.get(name) if isinstance(layer, Mapping) else layer)
-        found[name] = one_run(store, chosen, by, measure, level, seed, memory)
+        try:
+            found[name] = one_run(store, chosen, by, measure, level, seed, memory)
+        except (DimensionError, InvalidInputError) as error:
+            said = str(error)
+            raise type(error)(said if store.path in said else f"Run {name!r}: {said}") from error
         if progress is not None:
             progress(done, len(named))
     for one, mean in zip(
@@ -148,7 +154,7 @@ def compare_runs(
     ):
         one["area"] = mean
     called = [one["group"] for one in found.values()] if groups is None else [str(one) for one in groups]
-    grid = _grid([one["places"] for one in found.values()], by)
+    grid = _grid({name: one["places"] for name, one in found.items()}, by)
     result = xr.Dataset(
         {
             **{key: (RUN, np.array([one[key] for one in found.values()], np.float64)) for key in _numbers(found)},
@@ -195,6 +201,8 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     """
     if not {"group", *COORDS} <= set(comparison.coords) or "examples_to" not in comparison:
         raise NotFoundError("The Dataset is no comparison of runs: pass that of compare_runs, as it is.")
+    if not comparison.sizes[RUN]:
+        raise InvalidInputError("The comparison has no run left: select at least one.")
     names = list(dict.fromkeys(str(one) for one in comparison["group"].values))
     variables: dict[str, Any] = {}
     for key in (*SCALARS, "examples_to"):
@@ -262,16 +270,19 @@ def _areas(curves: Sequence[tuple[F64, F64]]) -> list[float]:
     return [area(steps, accuracy, low, high) for steps, accuracy in curves]
 
 
-def _grid(places: Sequence[F64], by: Align) -> F64:
+def _grid(places: Mapping[str, F64], by: Align) -> F64:
     """Places that every run reached, in order."""
-    low, high = max(one.min() for one in places), min(one.max() for one in places)
-    if min(len(one) for one in places) < 2:
-        raise InvalidInputError("A run has one checkpoint and no tracked training: there is no curve to compare.")
+    short = next((name for name, one in places.items() if len(one) < 2), None)
+    if short is not None:
+        raise InvalidInputError(
+            f"Run {short!r} has one checkpoint and no tracked training: there is no curve to compare."
+        )
+    low, high = max(one.min() for one in places.values()), min(one.max() for one in places.values())
     if not low < high:
         raise InvalidInputError(f"The runs share no {by}: align them by another of step, examples and loss.")
     if by == "loss":
         return np.linspace(low, high, N_POINTS)
     # Logarithmic from the first measurement on: below it a scale of single examples would be drawn and hold nothing.
-    unit = min(float(one[one > 0].min()) for one in places)
+    unit = min(float(one[one > 0].min()) for one in places.values())
     grid = unit * np.expm1(np.linspace(np.log1p(low / unit), np.log1p(high / unit), N_POINTS))
     return np.unique(np.round(grid).clip(low, high))

@@ -61,6 +61,10 @@ def compare(
 
     if figure is not None:
         require_picture(figure)
+    if out is not None:
+        from ndt_query.comparison_page import require_comparison_folder
+
+        require_comparison_folder(out)
     with progress_bar("comparing") as advance:
         found = compare_runs(stores, by=by, layer=layer, measure=measure, progress=advance)
     groups = compare_groups(found)

@@ -14,17 +14,17 @@ import xarray as xr
 
 from ndt_query.compare import SCALARS, compare_groups, differing, each_run, stores_of
 from ndt_query.intervals import mean_ci
-from ndt_query.output import INDEX, staged, write_results
+from ndt_query.output import INDEX, require_free, staged, write_results
 from ndt_query.pages import figure_source, render, write_page
 from ndt_query.plot.compare import compare_runs as draw_runs
 from ndt_query.plot.curves import smoothness as draw_smoothness
 from ndt_query.smoothness import smoothness
 from ndt_store.dims import LAYER, RUN, STEP, TRAINING_GROUP
-from ndt_store.errors import DimensionError
+from ndt_store.errors import DimensionError, NotFoundError
 from ndt_store.reader import Store
 from ndt_store.runs import Runs
 
-__all__ = ["comparison_page", "group_rows", "pair_rows", "smooth_pairs"]
+__all__ = ["comparison_page", "group_rows", "pair_rows", "require_comparison_folder", "smooth_pairs"]
 
 TEMPLATE: Final = "comparison.html.j2"
 NUMBERS: Final = "comparison.zarr"
@@ -43,7 +43,7 @@ def smooth_pairs(
     Parameters
     ----------
     stores : Runs, mapping, or sequence of Store or path
-        As given to `compare_runs`.
+        As given to `compare_runs`, under the same names.
     comparison : Dataset (run)
         What that gave: its groups and layers are asked about.
     seed : int
@@ -61,6 +61,12 @@ def smooth_pairs(
     Trajectories are of the participation ratio of the compared layer, at the steps that both measured.
     """
     opened = stores_of(stores)
+    missing = [name for name in (RUN, "group", LAYER) if name not in comparison.coords]
+    if missing:
+        raise NotFoundError(f"The Dataset has no {missing[0]}: pass that of compare_runs.")
+    strange = [str(name) for name in comparison[RUN].values if str(name) not in opened]
+    if strange:
+        raise NotFoundError(f"The comparison is of run {strange[0]!r}: give its store (given: {', '.join(opened)}).")
     tracked: dict[str, dict[int, tuple[str, xr.DataArray]]] = {}
     counts: Counter[str] = Counter()
     for name, group, layer in zip(*(comparison[key].values for key in (RUN, "group", LAYER)), strict=True):
@@ -91,6 +97,11 @@ def smooth_pairs(
     result = xr.concat(kept, dim=PAIR, combine_attrs="drop_conflicts")
     columns = dict(zip(("first", "second", "first_group", "second_group"), zip(*labels, strict=True), strict=True))
     return result.assign_coords({name: (PAIR, list(column)) for name, column in columns.items()})
+
+
+def require_comparison_folder(out_dir: str | Path) -> None:
+    """Raise what `comparison_page` would, before the work, where that can be told."""
+    require_free(out_dir, TEMPLATE, (NUMBERS,))
 
 
 def comparison_page(
@@ -184,21 +195,25 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def _share(value: float) -> str:
+    return f"{value:.1%}" if np.isfinite(value) else ""
+
+
 def _run_rows(comparison: xr.Dataset, reports: Mapping[str, str]) -> list[dict[str, str]]:
     rows = []
     for name in comparison[RUN].values:
         one = comparison.sel({RUN: name})
         accuracy, low, high = (float(one[f"final_accuracy{end}"]) for end in ("", "_low", "_high"))
-        jumps = float(one["n_jumps"])
+        jumps, dimension = float(one["n_jumps"]), float(one["dimension_final"])
         rows.append(
             {
                 "run": str(name), "group": str(one["group"].item()), "layer": str(one[LAYER].item()),
                 "report": reports.get(str(name), ""),
-                "accuracy": f"{accuracy:.1%}",
-                "limits": f"{low:.1%} to {high:.1%}",
+                "accuracy": _share(accuracy),
+                "limits": f"{low:.1%} to {high:.1%}" if np.isfinite(low) else "",
                 "jumps": f"{jumps:.0f}" if np.isfinite(jumps) else "",
-                "dimension": f"{float(one['dimension_final']):.1f}",
-                "separability": f"{float(one['separability_accuracy']):.1%}",
+                "dimension": f"{dimension:.1f}" if np.isfinite(dimension) else "",
+                "separability": _share(float(one["separability_accuracy"])),
                 "examples": "; ".join(_number(float(n)) for n in one["examples_to"].values if np.isfinite(n)),
             }
         )  # fmt: skip

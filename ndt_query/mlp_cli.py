@@ -26,10 +26,11 @@ def mlp(store: str, out: str | None, layers: tuple[str, ...], checkpoints: tuple
     Let the first checkpoint be that of the untrained network: it is the base rate of everything.
     """
     from ndt_query.mlp_study import mlp_study
-    from ndt_query.study_pages import study_page
+    from ndt_query.study_pages import require_study_folder, study_page
 
     path, opened = Path(store), open_store(store)
     folder = Path(out) if out is not None else path.with_name(f"{path.stem}-mlp")
+    require_study_folder(folder)
     with progress_bar("studying") as advance:
         study = mlp_study(opened, layers=layers or None, checkpoints=checkpoints or None, k=k, progress=advance)
     page = study_page(study, folder)

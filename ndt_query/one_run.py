@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -79,6 +80,7 @@ def one_run(
         "layer": layer,
         "last_checkpoint": int(store.checkpoints[-1]),
         **measured,
+        "data": _data(identity),
         **{f"final_{name}": float(told[name][-1]) for name in SCORED},
         "growth_r2": r2,
         "dimension_final": float(dimension[-1]),
@@ -91,6 +93,12 @@ def one_run(
         "steps": steps,
         "accuracy": accuracy,
     }
+
+
+def _data(identity: Mapping[str, Any]) -> str:
+    """Name the data set of a capture, "" where it does not say."""
+    named = dict(dict(identity.get("recipe", {})).get("data", {})).get("name", "")
+    return str(named)
 
 
 def _scored(store: Store, level: float) -> dict[str, F64]:

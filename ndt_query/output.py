@@ -39,7 +39,8 @@ def staged(out_dir: str | Path, template: str, names: Sequence[str] = ()) -> Ite
     Raises
     ------
     InvalidInputError
-        `out_dir` is an activation store or lies in one, or holds files of others under these names.
+        `out_dir` is an activation store or lies in one, or holds files of others under these names, or under that of
+        anything that was written; nothing in it has changed then.
     StorageError
         The file system refuses.
     """
@@ -52,6 +53,8 @@ def staged(out_dir: str | Path, template: str, names: Sequence[str] = ()) -> Ite
         raise StorageError(f"Results cannot be written to {target}: {error.strerror}; give another folder.") from error
     try:
         yield temporary
+        if not ours:
+            _refuse_others(target, sorted(item.name for item in temporary.iterdir()))
         try:
             target.mkdir(exist_ok=True)
             for name in names if ours else ():
@@ -71,8 +74,18 @@ def staged(out_dir: str | Path, template: str, names: Sequence[str] = ()) -> Ite
 
 
 def require_free(out_dir: str | Path, template: str, names: Sequence[str]) -> bool:
-    """Return whether an earlier result of the same kind stands there."""
+    """Return whether an earlier result of the same kind stands there; to be asked before the work, too.
+
+    Raises
+    ------
+    InvalidInputError, StorageError
+        As `staged` does, as far as that can be told before.
+    """
     target = Path(out_dir)
+    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise StorageError(f"Results cannot be written to {target}: {there} {why}; give another folder.")
     for folder in (target.resolve(), *target.resolve().parents):
         if (folder / "zarr.json").exists() and (folder / "commits").is_dir():
             raise InvalidInputError(f"{target} is an activation store or lies in one ({folder}): give another folder.")
@@ -83,12 +96,16 @@ def require_free(out_dir: str | Path, template: str, names: Sequence[str]) -> bo
             if (target / name / "commits").is_dir():
                 raise InvalidInputError(f"{target / name} is an activation store: give another folder.")
         return True
-    standing = next((name for name in (INDEX, *names) if os.path.lexists(target / name)), None)
+    _refuse_others(target, (INDEX, *names))
+    return False
+
+
+def _refuse_others(target: Path, names: Sequence[str]) -> None:
+    standing = next((name for name in names if os.path.lexists(target / name)), None)
     if standing is not None:
         raise InvalidInputError(
             f"{target} holds {standing}, which is no earlier result of this kind: give another folder, or move it away."
         )
-    return False
 
 
 def write_results(out_dir: Path, figures: Mapping[str, Figure], tree: xr.DataTree, numbers: str) -> None:

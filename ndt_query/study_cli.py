@@ -37,10 +37,11 @@ def cnn(
     the untrained network: it is the base rate of everything.
     """
     from ndt_query.study import cnn_study
-    from ndt_query.study_pages import study_page
+    from ndt_query.study_pages import require_study_folder, study_page
 
     path, opened = Path(store), open_store(store)
     folder = Path(out) if out is not None else path.with_name(f"{path.stem}-cnn")
+    require_study_folder(folder)
     with progress_bar("studying") as advance:
         study = cnn_study(opened, layers=layers or None, checkpoints=checkpoints or None, pairs=pairs, progress=advance)
     page = study_page(study, folder)

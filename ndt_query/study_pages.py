@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from ndt_query.cnn_figures import cnn_figures, cnn_tables
 from ndt_query.mlp_figures import mlp_figures, mlp_tables
-from ndt_query.output import INDEX, staged, write_results
+from ndt_query.output import INDEX, require_free, staged, write_results
 from ndt_query.pages import figure_source, render, write_page
 from ndt_query.transformer_figures import transformer_figures, transformer_tables
 from ndt_store.errors import NotFoundError
 
-__all__ = ["KINDS", "StudyKind", "kind_of", "study_figures", "study_files", "study_page"]
+__all__ = ["KINDS", "StudyKind", "kind_of", "require_study_folder", "study_figures", "study_files", "study_page"]
 
 NUMBERS: Final = "study.zarr"
 TEMPLATE: Final = "study.html.j2"
@@ -94,6 +94,11 @@ def study_figures(study: xr.DataTree) -> dict[str, Figure]:
         The tree is no study.
     """
     return kind_of(study).figures(study)
+
+
+def require_study_folder(out_dir: str | Path) -> None:
+    """Raise what `study_page` would, before the work, where that can be told."""
+    require_free(out_dir, TEMPLATE, (NUMBERS,))
 
 
 def study_page(study: xr.DataTree, out_dir: str | Path) -> Path:

@@ -30,11 +30,12 @@ def transformer(store: str, out: str | None, layers: tuple[str, ...], checkpoint
     Writes a page, figures as PDF and PNG, and all numbers as one Zarr tree. Let the first checkpoint be that of the
     untrained network: it is the base rate of everything.
     """
-    from ndt_query.study_pages import study_page
+    from ndt_query.study_pages import require_study_folder, study_page
     from ndt_query.transformer_study import transformer_study
 
     path = Path(store)
     folder = Path(out) if out is not None else path.with_name(f"{path.stem}-transformer")
+    require_study_folder(folder)
     with progress_bar("studying") as advance:
         study = transformer_study(
             open_store(store), layers=layers or None, checkpoints=checkpoints or None, k=k, progress=advance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,13 @@ def named_stores(
         # A glob may begin anywhere, which Path.glob does not know.
         given: list[Any] = sorted(glob.glob(os.fspath(paths)))  # noqa: PTH207
     else:
-        given = list(paths)
+        given = list(paths) if isinstance(paths, Iterable) else []
+        wrong = next((one for one in given if not isinstance(one, Store | str | os.PathLike)), None)
+        if not isinstance(paths, Iterable) or wrong is not None:
+            strange = paths if wrong is None else wrong
+            raise InvalidInputError(f"{strange!r} is no run: give a glob, or a list of paths or of Stores.")
+    if isinstance(names, str):
+        raise InvalidInputError(f"names are {names!r}: give a list, with a name for each run.")
     if not given:
         raise NotFoundError(f"There is no run at {paths!r}: give a glob that finds stores, or a list of them.")
     stores = [one if isinstance(one, Store) else open_store(one, chunk_nbytes=chunk_nbytes) for one in given]

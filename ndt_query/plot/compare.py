@@ -39,7 +39,7 @@ def compare_runs(comparison: xr.Dataset) -> Figure:
         thin lines are runs, thick ones the means of groups. Below: jumps of each run, with the largest in standard
         deviations of the noise, and linear accuracy of the layer on held-out examples at the end, with intervals over
         examples. Where batches are known there is a fifth: examples seen until accuracy was at fractions of its final
-        value. Dots are runs, bars the means of groups.
+        value. Dots are runs, bars the means of groups all of whose runs have the number.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def compare_runs(comparison: xr.Dataset) -> Figure:
     for axes in rest:
         _examples(axes, comparison, groups, colours)
     handles, labels = first.get_legend_handles_labels()
-    longest = max(len(label) for label in labels) * NAME_WIDTH + 0.4
+    longest = max(len(label) for label in labels) * NAME_WIDTH * 1.25 + 0.4
     figure.legend(handles, labels, loc="outside upper left", ncols=max(1, int(DOUBLE_COLUMN / longest)))
     return figure
 
@@ -135,9 +135,9 @@ def _fitting(names: list[str], width: float) -> list[str]:
 
 
 def _mean(axes: Axes, place: float, reach: float, values: Any, colour: Any) -> None:
-    known = values[np.isfinite(values)]
-    if known.size:
-        axes.plot([place - reach, place + reach], [known.mean()] * 2, color=colour, linewidth=1.0)
+    # As in the table: without the number of a run there is no mean of the group.
+    if np.isfinite(values).all():
+        axes.plot([place - reach, place + reach], [values.mean()] * 2, color=colour, linewidth=1.0)
 
 
 def _largest(axes: Axes, comparison: xr.Dataset, groups: list[str]) -> None:

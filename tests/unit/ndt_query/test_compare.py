@@ -493,3 +493,62 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
         main(["compare", paths[0]])
     assert stop.value.code == 2
     assert "a comparison needs two" in capsys.readouterr().err
+
+
+def test_figure__has_the_mean_of_a_group_where_the_table_has(stores):
+    """A run without jumps and separability leaves its group without a mean of them."""
+    from ndt_query.plot import compare_runs as draw
+
+    named = {name: stores[name] for name in ("slow 0", "slow 1", "fast 0", "fast 1")}
+    whole = nq.compare_runs(named, groups=["slow", "slow", "fast", "fast"])
+
+    def bars(comparison, place):
+        axes = draw(comparison).axes[place]
+        return sum(line.get_linewidth() == 1.0 and len(line.get_xdata()) == 2 for line in axes.lines)
+
+    lacking = whole.copy(deep=True)
+    for name in ("n_jumps", "separability_accuracy"):
+        lacking[name][0] = np.nan
+    assert [bars(whole, place) - bars(lacking, place) for place in (2, 3)] == [1, 1]
+    assert np.isnan(nq.compare_groups(lacking)["n_jumps"].sel(group="slow"))
+
+
+def test_page__leaves_out_what_a_run_lacks(compared, tmp_path):
+    lacking = compared.copy(deep=True)
+    for name in ("n_jumps", "separability_accuracy", "dimension_final", "final_accuracy", "final_accuracy_low"):
+        lacking[name][0] = np.nan
+    assert "nan" not in nq.comparison_page(lacking, tmp_path / "out").read_text()
+
+
+def test_comparison__of_other_data_says_so(compared):
+    other = compared.assign_coords(data=("run", ["mnist", "mnist", "fashion-mnist", ""]))
+    (said,) = differing(other)
+    first, second, third, _ = compared["run"].values
+    assert said == (
+        "the runs saw other data, so their numbers differ for that reason too: "
+        f"mnist of {first}, {second}; fashion-mnist of {third}"
+    )
+    assert differing(compared) == []
+
+
+def test_comparison__names_the_run_that_is_at_fault(stores, tmp_path):
+    one = simulate_store(tmp_path / "one.zarr", checkpoints=(0,), n_examples=30, layers=LAYERS).store
+    with pytest.raises(InvalidInputError, match="Run 'single' has one checkpoint and no tracked training"):
+        nq.compare_runs({"slow": stores["slow 0"], "single": one})
+    none = simulate_store(tmp_path / "none.zarr", n_examples=30, layers=LAYERS, n_committed=0).store
+    with pytest.raises(DimensionError, match="Run 'none'"):
+        nq.compare_runs({"slow": stores["slow 0"], "none": none})
+
+
+def test_pairs_and_groups__name_what_is_wrong(stores, compared):
+    with pytest.raises(NotFoundError, match="The comparison is of run 'slow 0': give its store"):
+        nq.smooth_pairs([stores["slow 0"], stores["fast 0"]], compared)
+    with pytest.raises(NotFoundError, match="has no run: pass that of compare_runs"):
+        nq.smooth_pairs(stores, xr.Dataset())
+    with pytest.raises(InvalidInputError, match="no run left"):
+        nq.compare_groups(compared.isel(run=[]))
+    for wrong, said in ((3, "3 is no run"), ([1, 2], "1 is no run")):
+        with pytest.raises(InvalidInputError, match=said):
+            ndt_store.open_runs(wrong)
+    with pytest.raises(InvalidInputError, match="names are 'ab': give a list"):
+        ndt_store.open_runs([stores["slow 0"], stores["fast 0"]], names="ab")

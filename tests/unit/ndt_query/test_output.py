@@ -9,6 +9,7 @@ import ndt_query as nq
 from ndt_query.output import INDEX, staged
 from ndt_query.pages import marker
 from ndt_store import open_store
+from ndt_store.cli import main
 from ndt_store.errors import InvalidInputError
 from ndt_store.testing import simulate_store
 from tests.unit.ndt_query.test_gallery import simulated_store
@@ -106,3 +107,31 @@ def test_gallery__refuses_gradients_of_the_loss(tmp_path):
 def test_correct_examples__needs_a_checkpoint(store):
     with pytest.raises(InvalidInputError, match="checkpoints is empty"):
         nq.correct_examples(store, [])
+
+
+def test_files_of_others__of_any_name_that_is_written_are_not_touched(tmp_path):
+    (tmp_path / "cka.png").write_text("mine")
+
+    def put():
+        with staged(tmp_path, TEMPLATE, ("cnn",)) as inside:
+            (inside / "cka.png").write_text("ours")
+            (inside / INDEX).write_text(marker(TEMPLATE))
+
+    with pytest.raises(InvalidInputError, match=r"holds cka.png, which is no earlier result"):
+        put()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"cka.png": "mine"}
+
+
+@pytest.mark.parametrize("command", ["cnn", "transformer", "mlp", "compare"])
+def test_command__refuses_a_folder_before_the_work(tmp_path, capsys, monkeypatch, command):
+    path = simulate_store(tmp_path / "s.zarr").store.path
+    for module, name in (("study", "cnn_study"), ("transformer_study", "transformer_study"), ("mlp_study", "mlp_study"),
+                         ("compare", "compare_runs")):  # fmt: skip
+        monkeypatch.setattr(importlib.import_module(f"ndt_query.{module}"), name, None)
+    (tmp_path / "file").write_text("mine")
+    stores = [path, path] if command == "compare" else [path]
+    for out, said in ((path, "is an activation store"), (tmp_path / "file" / "x", "file is no folder")):
+        with pytest.raises(SystemExit) as stop:
+            main([command, *stores, "--out", str(out)])
+        assert stop.value.code != 0
+        assert said in " ".join(capsys.readouterr().err.split())
