@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ndt_query.inference import fdr
 from ndt_query.inputs import require_count
-from ndt_query.intervals import null_p_value
+from ndt_query.intervals import null_p_value, require_level
 from ndt_query.jumps import detect_jumps
 from ndt_query.kernels.anomalies import band, between
 from ndt_query.layers import software
@@ -109,8 +109,7 @@ def gradient_anomalies(
     >>> found["first_step"].values.tolist(), round(float(found["factor"][0]), 1)
     ([600], 5.1)
     """
-    if not isinstance(alpha, float) or not 0 < alpha < 1:
-        raise InvalidInputError(f"alpha={alpha!r} is not a level: expected a number between 0 and 1.")
+    alpha = require_level(alpha, "alpha")
     seed, window = require_count("seed", seed, 0), require_count("window", window, 1)
     n_resamples = require_count("n_resamples", n_resamples, 1)
     training = store.training if isinstance(store, Store) else store

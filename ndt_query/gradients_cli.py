@@ -18,16 +18,19 @@ FLOW: Final = ("module_rms", "flow_ratio")
 FOUND: Final = ("first_step", "last_step", "factor", "anomaly_q_value")
 
 
+WINDOW: Final = 10
+
+
 @click.command()
 @store_argument
 @selection_options("checkpoint")
 @click.option("--anomalies", is_flag=True, help="List measurements at which the norm stood out while training.")
-@click.option("--window", default=10, show_default=True, type=click.IntRange(min=1),
-              help="Measurements before a jump in which an anomaly is a warning of it.")  # fmt: skip
+@click.option("--window", type=click.IntRange(min=1),
+              help="Measurements before a jump in which an anomaly is a warning of it: 10 without it.")  # fmt: skip
 @click.option("--figure", type=click.Path(dir_okay=False), help="Draw it too: a .png, .svg or .pdf file.")
 @format_option
 def gradients(
-    store: str, selection: Selection, anomalies: bool, window: int, figure: str | None, output_format: str
+    store: str, selection: Selection, anomalies: bool, window: int | None, figure: str | None, output_format: str
 ) -> None:
     """Tabulate gradients of the loss by module and checkpoint, or the anomalies of their norm while training.
 
@@ -36,9 +39,13 @@ def gradients(
     """
     if figure is not None:
         require_picture(figure)
+    if anomalies and selection != Selection():
+        raise InvalidInputError("--anomalies are of the whole training: leave out --checkpoint.")
+    if window is not None and not anomalies:
+        raise InvalidInputError("--window is about anomalies: give --anomalies too.")
     opened = open_store(store)
     if anomalies:
-        _anomalies(opened, window, figure, output_format)
+        _anomalies(opened, window or WINDOW, figure, output_format)
         return
     from ndt_query.gradients import gradient_flow
 

@@ -141,7 +141,7 @@ def fit_growth(
     False
     """
     require_level(confidence)
-    require_level(alpha)
+    require_level(alpha, "alpha")
     how = _How(
         confidence,
         alpha,

@@ -52,10 +52,10 @@ class Interval:
     n: int
 
 
-def require_level(value: float) -> float:
-    """Return a confidence level when it lies between 0 and 1."""
+def require_level(value: float, name: str = "confidence") -> float:
+    """Return a level, of confidence or of a test, when it lies between 0 and 1."""
     if not isinstance(value, int | float | np.number) or not 0 < value < 1:
-        raise InvalidInputError(f"confidence={value!r} is not a level: expected a number between 0 and 1.")
+        raise InvalidInputError(f"{name}={value!r} is not a level: expected a number between 0 and 1.")
     return float(value)
 
 

@@ -235,9 +235,7 @@ def activations_of(data: OneLayer) -> xr.DataArray:
     given: object = data
     if not isinstance(given, xr.Dataset):
         kind = type(given).__name__
-        raise InvalidInputError(
-            f"This is asked of one layer, a DataArray or Dataset such as store['fc']: got a {kind}."
-        )
+        raise InvalidInputError(f"One layer is asked for, a DataArray or Dataset such as store['fc']: got a {kind}.")
     if ACTIVATIONS in data:
         return data[ACTIVATIONS]
     kinds = ", ".join(str(name) for name in data.data_vars if name != ATTENTIONS) or "none"

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ndt_query.plot.geometry import disentanglement, subspace_drift, subspace_overlap
+from ndt_query.plot.disentangled import disentanglement
+from ndt_query.plot.geometry import subspace_drift, subspace_overlap
 from ndt_query.plot.gradients import gradient_anomalies, gradient_flow
 from ndt_query.plot.measures import dimensionality, performance
 from ndt_query.plot.similarity import cka_matrix

@@ -140,7 +140,7 @@ def transition(
     >>> found["change"].values.tolist(), int(found["jump_step"][0])
     (['sudden', 'gradual', 'none'], 200)
     """
-    require_level(alpha)
+    require_level(alpha, "alpha")
     given = as_trajectories(series, steps)
     n = len(given.steps)
     if n < LEAST:

@@ -4,8 +4,9 @@ from .cams import cams, class_cams
 from .compare import compare_runs
 from .composition import composed_share, composition
 from .curves import growth, smoothness
+from .disentangled import disentanglement
 from .flow import attention_flow, bottlenecks
-from .geometry import components, disentanglement, subspace_drift, subspace_overlap
+from .geometry import components, subspace_drift, subspace_overlap
 from .gradients import gradient_anomalies, gradient_flow
 from .graphs import composition_graph
 from .heads import head_clusters, head_importance

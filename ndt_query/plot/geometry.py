@@ -1,8 +1,7 @@
-"""Figures of geometry over training: overlap and drift of subspaces, explained variance, how far classes come apart."""
+"""Figures of geometry over training: overlap and drift of subspaces, and explained variance."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from ndt_query.plot.style import (
     DOUBLE_COLUMN,
-    MOST_NAMED,
     SINGLE_COLUMN,
     Result,
     layer_colours,
@@ -29,12 +27,11 @@ from ndt_query.plot.style import (
 from ndt_store.dims import CHECKPOINT, LAYER
 from ndt_store.errors import DimensionError
 
-__all__ = ["components", "disentanglement", "subspace_drift", "subspace_overlap"]
+__all__ = ["components", "layer_parts", "subspace_drift", "subspace_overlap"]
 
 GREY: Final = "#666666"
 SHADE: Final = "#bdbdbd"
 COLUMNS: Final = 4
-FEW: Final = 5
 MOST_TICKS: Final = 5
 NAME: Final = 20
 
@@ -59,13 +56,9 @@ def subspace_overlap(result: Result) -> Figure:
     DimensionError
         The result is another one.
     """
-    parts = _parts(result, "overlap", "subspace_overlap")
-    n_columns = min(COLUMNS, len(parts))
-    n_rows = math.ceil(len(parts) / n_columns)
-    width = SINGLE_COLUMN if len(parts) == 1 else min(DOUBLE_COLUMN, 2.3 * n_columns + 0.6)
-    panel = (width - 0.9) / n_columns
-    figure = Figure(figsize=(width, (panel + 0.45) * n_rows + 0.35), layout="constrained")
-    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    parts = layer_parts(result, "overlap", "subspace_overlap")
+    figure, grid = _panels(len(parts), 2.3)
+    n_rows, n_columns = grid.shape
     image: Any = None
     for place, (axes, (name, part)) in enumerate(zip(grid.flat, parts.items(), strict=False)):
         steps = part[CHECKPOINT].values
@@ -76,16 +69,23 @@ def subspace_overlap(result: Result) -> Figure:
         _tick_checkpoints(axes, steps, place % n_columns == 0)
         if place + n_columns >= len(parts):
             axes.set_xlabel("checkpoint")
-    _blank(grid, len(parts))
     bar = figure.colorbar(image, ax=grid, shrink=0.9 if n_rows == 1 else 0.5, pad=0.02)
     bar.set_label("overlap of subspaces")
     bar.outline.set_linewidth(0.4)
     return figure
 
 
-def _blank(grid: Any, used: int) -> None:
-    for axes in list(grid.flat)[used:]:
+def _panels(n: int, width: float, height: float | None = None, **options: Any) -> tuple[Figure, Any]:
+    """Make a panel for each of n layers, up to `COLUMNS` beside each other: square ones, or of a height in inches."""
+    n_columns = min(COLUMNS, n)
+    n_rows = math.ceil(n / n_columns)
+    whole = SINGLE_COLUMN if n == 1 else min(DOUBLE_COLUMN, width * n_columns + 0.6)
+    row = (whole - 0.9) / n_columns + 0.45 if height is None else height
+    figure = Figure(figsize=(whole, row * n_rows + 0.4), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, **options)
+    for axes in list(grid.flat)[n:]:
         axes.set_axis_off()
+    return figure, grid
 
 
 def _tick_checkpoints(axes: Axes, steps: NDArray[Any], named: bool) -> None:
@@ -118,7 +118,7 @@ def subspace_drift(result: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     DimensionError
         The result is another one.
     """
-    parts = _parts(result, "smoothness", "subspace_drift", over="transition")
+    parts = layer_parts(result, "smoothness", "subspace_drift", over="transition")
     colours = layer_colours(list(parts))
     figure = Figure(figsize=(DOUBLE_COLUMN, max(2.5, 0.9 + 0.2 * len(parts))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
@@ -133,10 +133,13 @@ def subspace_drift(result: xr.Dataset | Mapping[str, xr.Dataset]) -> Figure:
     left.legend(loc="upper right", borderaxespad=0.1)
     for place, (name, part) in enumerate(parts.items()):
         score, null, p = (float(part[one]) for one in ("smoothness", "null_05", "p_value"))
-        right.barh(place, null, height=0.6, color=SHADE, alpha=0.6, linewidth=0)
-        right.plot(score, place, "o", color=colours[name], clip_on=False, markersize=4,
-                   markerfacecolor=colours[name] if p <= 0.05 else "white")  # fmt: skip
-        right.annotate(f"$p$ = {p:.2g}", (1.04, place), xycoords=("axes fraction", "data"), va="center", fontsize=6,
+        said = "no turn"
+        if np.isfinite(score):
+            right.barh(place, null, height=0.6, color=SHADE, alpha=0.6, linewidth=0)
+            right.plot(score, place, "o", color=colours[name], clip_on=False, markersize=4,
+                       markerfacecolor=colours[name] if p <= 0.05 else "white")  # fmt: skip
+            said = f"$p$ = {p:.2g}"
+        right.annotate(said, (1.04, place), xycoords=("axes fraction", "data"), va="center", fontsize=6,
                        annotation_clip=False)  # fmt: skip
     right.set_yticks(range(len(parts)), [tail(name, NAME) for name in parts])
     right.set_ylim(len(parts) - 0.4, -0.6)
@@ -165,12 +168,9 @@ def components(result: Result) -> Figure:
     DimensionError
         The result is another one.
     """
-    parts = _parts(result, "explained_variance_ratio", "pca")
-    n_columns = min(COLUMNS, len(parts))
-    n_rows = math.ceil(len(parts) / n_columns)
-    width = SINGLE_COLUMN if len(parts) == 1 else min(DOUBLE_COLUMN, 2.2 * n_columns + 0.6)
-    figure = Figure(figsize=(width, 1.6 * n_rows + 0.5), layout="constrained")
-    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
+    parts = layer_parts(result, "explained_variance_ratio", "pca")
+    figure, grid = _panels(len(parts), 2.2, 1.65, sharey=True)
+    n_columns = grid.shape[1]
     most = max(part.sizes[CHECKPOINT] for part in parts.values())
     scale = mpl.colormaps["viridis"].resampled(max(2, most))
     for place, (axes, (name, part)) in enumerate(zip(grid.flat, parts.items(), strict=False)):
@@ -187,7 +187,6 @@ def components(result: Result) -> Figure:
             axes.set_xlabel("components")
         if place % n_columns == 0:
             axes.set_ylabel("of the variance")
-    _blank(grid, len(parts))
     steps = max((part[CHECKPOINT].values for part in parts.values()), key=len)
     shown = mpl.colors.ListedColormap(scale(np.linspace(0, 0.92, max(2, most))))
     colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(-0.5, max(2, most) - 0.5), shown)
@@ -199,91 +198,7 @@ def components(result: Result) -> Figure:
     return figure
 
 
-@styled
-def disentanglement(result: Result) -> Figure:
-    """Draw how far classes have come apart over training, a line for each layer.
-
-    Parameters
-    ----------
-    result : Dataset (checkpoint[, layer]) or mapping of layers to Datasets
-        From `ndt_query.disentanglement`.
-
-    Returns
-    -------
-    Figure
-        Double column: accuracy on held-out examples with its interval, grey what shuffled labels give, in all layers;
-        silhouette with its interval; separation, on a logarithmic axis; components that hold 95% of the variance of a
-        class, the mean over classes, and of up to five layers a band from the least class to the most; intrinsic
-        dimension by TwoNN. Layers run from dark to light where there are more than seven.
-
-    Raises
-    ------
-    DimensionError
-        The result is another one, or has no checkpoints.
-    """
-    parts = _parts(result, "silhouette", "disentanglement")
-    colours = layer_colours(list(parts))
-    figure = Figure(figsize=(DOUBLE_COLUMN, 3.9), layout="constrained")
-    grid = figure.subplots(2, 3)
-    accuracy, silhouette, separation, of_class, intrinsic, names = grid.flat
-    _controls(accuracy, parts)
-    shade = 0.18 if len(parts) <= FEW else 0.07
-    for name, part in parts.items():
-        steps, look = part[CHECKPOINT].values, {"color": colours[name], "marker": "o", "markersize": 2}
-        band = {"color": colours[name], "linewidth": 0}
-        for axes, measure in ((accuracy, "accuracy"), (silhouette, "silhouette")):
-            axes.fill_between(steps, part[f"{measure}_low"], part[f"{measure}_high"], alpha=shade, **band)
-            axes.plot(steps, part[measure], **look)
-        separation.plot(steps, part["separation"], **look)
-        dims = part["class_dimension"].transpose("class", CHECKPOINT).values
-        if len(parts) <= FEW:
-            of_class.fill_between(steps, dims.min(axis=0), dims.max(axis=0), alpha=shade, **band)
-        of_class.plot(steps, dims.mean(axis=0), **look)
-        intrinsic.plot(steps, part["intrinsic_dimension"], label=tail(name, NAME), **look)
-    percent_axis(accuracy)
-    accuracy.set_ylim(top=1.02)
-    silhouette.axhline(0, color=GREY, linewidth=0.5)
-    if all(bool((part["separation"] > 0).all()) for part in parts.values()):
-        separation.set_yscale("log")
-    for axes in (of_class, intrinsic):
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1 if np.isfinite(axes.dataLim.y1) and axes.dataLim.y1 > 0 else 1)
-    titles = ("accuracy, held out", "silhouette", "between over within classes", "components of a class",
-              "intrinsic dimension (TwoNN)")  # fmt: skip
-    every = np.unique(np.concatenate([part[CHECKPOINT].values for part in parts.values()]))
-    for place, (axes, title) in enumerate(zip(grid.flat, titles, strict=False)):
-        axes.set_title(title)
-        step_axis(axes, every, 1.8, label=place >= 2)
-    _key(names, intrinsic, parts)
-    return figure
-
-
-def _controls(axes: Axes, parts: Mapping[str, xr.Dataset]) -> None:
-    """Shade what shuffled labels give in any layer: of each layer alone it would hide the lines."""
-    table = xr.concat([part["control"] for part in parts.values()], LAYER)
-    low, high = table.min(LAYER).values, table.max(LAYER).values
-    axes.fill_between(table[CHECKPOINT].values, low, high, color=SHADE, linewidth=0, alpha=0.7)
-    axes.plot(table[CHECKPOINT].values, (low + high) / 2, color=GREY, linewidth=0.8, linestyle=":")
-
-
-def _key(axes: Axes, drawn: Axes, parts: Mapping[str, xr.Dataset]) -> None:
-    """Name layers, the grey of shuffled labels, and the intervals, where a panel is empty."""
-    axes.set_axis_off()
-    handles, labels = drawn.get_legend_handles_labels()
-    n = len(labels)
-    some = range(n) if n <= MOST_NAMED else np.linspace(0, n - 1, MOST_NAMED).round().astype(int)
-    shade = mpl.patches.Patch(color=SHADE, alpha=0.7, linewidth=0)
-    control = (shade, mpl.lines.Line2D([], [], color=GREY, linewidth=0.8, linestyle=":"))
-    axes.legend([*(handles[place] for place in some), control], [*(labels[place] for place in some), "shuffled labels"],
-                loc="upper left", borderaxespad=0, ncols=1 if len(some) < 8 else 2, columnspacing=0.8,
-                handlelength=1.2, fontsize=6.5)  # fmt: skip
-    attrs = next(iter(parts.values())).attrs
-    confidence = json.loads(attrs.get("parameters", "{}")).get("confidence")
-    if confidence is not None:
-        text = f"{confidence:.0%} intervals over {attrs.get('n_examples', '')} examples"
-        axes.text(0, 0, text, transform=axes.transAxes, fontsize=6.5, color=GREY)
-
-
-def _parts(result: Any, needed: str, source: str, over: str = CHECKPOINT) -> dict[str, xr.Dataset]:
+def layer_parts(result: Any, needed: str, source: str, over: str = CHECKPOINT) -> dict[str, xr.Dataset]:
     """Split by layer, and see that it is the right result."""
     if over == CHECKPOINT:
         parts = results_by_layer(result)

@@ -18,6 +18,7 @@ from ndt_query.plot.style import (
     OKABE_ITO,
     SINGLE_COLUMN,
     Result,
+    interval_band,
     layer_colours,
     layer_legend,
     percent_axis,
@@ -71,9 +72,7 @@ def dimensionality(result: xr.Dataset, *, measure: str = "participation_ratio") 
     axes = figure.add_subplot()
     for name, part in parts.items():
         steps = part[CHECKPOINT].values
-        axes.fill_between(
-            steps, part[f"{measure}_low"], part[f"{measure}_high"], color=colours[name], alpha=0.18, linewidth=0
-        )
+        interval_band(axes, steps, part[f"{measure}_low"], part[f"{measure}_high"], color=colours[name])
         axes.plot(steps, part[measure], marker="o", color=colours[name], label=plain(name))
     step_axis(axes, result[CHECKPOINT].values, 2.8)
     axes.set_ylim(bottom=0)
@@ -104,7 +103,7 @@ def performance(result: xr.Dataset) -> Figure:
     figure = Figure(figsize=(4.8, 1.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, name, colour in ((left, "loss", OKABE_ITO[1]), (right, "accuracy", OKABE_ITO[0])):
-        axes.fill_between(steps, part[f"{name}_low"], part[f"{name}_high"], color=colour, alpha=0.18, linewidth=0)
+        interval_band(axes, steps, part[f"{name}_low"], part[f"{name}_high"], color=colour)
         axes.plot(steps, part[name], marker="o", color=colour)
         axes.set_ylabel(name)
         step_axis(axes, steps, 1.8)

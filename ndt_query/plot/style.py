@@ -27,6 +27,7 @@ __all__ = [
     "DOUBLE_COLUMN",
     "OKABE_ITO",
     "SINGLE_COLUMN",
+    "interval_band",
     "layer_colours",
     "plain",
     "results_by_layer",
@@ -163,6 +164,14 @@ def plain(text: str, longest: int = 60) -> str:
 def tail(text: str, longest: int) -> str:
     """Make the name of a layer safe to draw as `plain` does; of a long one the end is kept, which tells it apart."""
     return plain(text if len(text) <= longest else "\u2026" + text[1 - longest :], longest)
+
+
+def interval_band(axes: Axes, steps: Any, low: Any, high: Any, *, color: Any, alpha: float = 0.18) -> None:
+    """Shade between limits over training; at a single checkpoint, where there is nothing between, draw a bar."""
+    if len(steps) > 1:
+        axes.fill_between(steps, low, high, color=color, alpha=alpha, linewidth=0)
+    else:
+        axes.vlines(steps, low, high, color=color, alpha=0.6, linewidth=1.5)
 
 
 def percent_axis(axes: Axes) -> None:

@@ -182,3 +182,16 @@ def test_disentanglement__of_values_whose_squares_are_none_is_nan(rng, bad):
     found = nq.disentanglement(labelled(values))
     assert np.isfinite(found["silhouette"]).values.tolist() == [True, False]
     assert np.isnan(found["accuracy"].values[1])
+
+
+def test_figure__of_one_checkpoint_shows_its_intervals(rng):
+    from ndt_query.plot import dimensionality, disentanglement
+
+    acts = labelled(rng.standard_normal((1, 60, 6)))
+    axes = disentanglement(nq.disentanglement(acts)).axes
+    assert [len(one.collections) for one in axes[:2]] == [1, 1]  # a bar each; the control is a band
+    assert len(axes[0].patches) == 1
+    found = nq.dimensionality(acts)
+    (bar,) = dimensionality(found).axes[0].collections
+    expected = [found["participation_ratio_low"][0], found["participation_ratio_high"][0]]
+    np.testing.assert_allclose(bar.get_segments()[0][:, 1], expected)

@@ -303,3 +303,13 @@ def test_flow_and_anomalies__of_a_path_say_what_they_are_asked_of():
         nq.gradient_flow("run.zarr")
     with pytest.raises(InvalidInputError, match="got str"):
         nq.gradient_anomalies("run.zarr")
+
+
+def test_command__refuses_options_that_would_be_ignored(simulated, capsys):
+    for options, said in (
+        (("--anomalies", "--checkpoint", "0"), "leave out --checkpoint"),
+        (("--window", "5"), "give --anomalies"),
+    ):
+        code, _, err = run(capsys, "gradients", simulated.store.path, *options)
+        assert code == 2
+        assert said in " ".join(err.split())
