@@ -90,13 +90,11 @@ def _ends(study: xr.DataTree, node: str, layer: str, name: str, form: str) -> st
     said = []
     for place in ENDS:
         now = one.isel({CHECKPOINT: place})
-        if not np.isfinite(now[name]):
-            return ""
-        text = f"{float(now[name]):{form}}"
+        text = f"{float(now[name]):{form}}" if np.isfinite(now[name]) else "\u2013"
         if f"{name}_low" in now and np.isfinite(now[f"{name}_low"]):
             text += f" ({float(now[f'{name}_low']):{form}} to {float(now[f'{name}_high']):{form}})"
         said.append(text)
-    return " to ".join(said) if all("(" not in text for text in said) else "; then ".join(said)
+    return "; then ".join(said) if any("(" in text for text in said) else " to ".join(said)
 
 
 def _changes(study: xr.DataTree) -> list[dict[str, str]]:

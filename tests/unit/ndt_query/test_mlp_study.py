@@ -126,3 +126,29 @@ def test_command__writes_the_study(store, capsys, tmp_path):
     assert captured.out.strip() == str(tmp_path / "m" / "index.html")
     kept = xr.open_datatree(tmp_path / "m" / "study.zarr", engine="zarr", consolidated=False)
     assert kept["dimensionality"]["layer"].values.tolist() == ["relu1"]
+
+
+def test_tables__show_what_is_unknown_as_a_dash_and_keep_the_rest(study):
+    told = study.copy(deep=True)
+    told["disentanglement"]["silhouette"].loc[{"layer": "relu1", "checkpoint": STEPS[0]}] = np.nan
+    told["disentanglement"]["silhouette_low"].loc[{"layer": "relu1", "checkpoint": STEPS[0]}] = np.nan
+    told["drift"]["smoothness"].loc[{"layer": "relu1"}] = np.nan
+    (row,) = (one for one in mlp_tables(told)["layers"] if one["layer"] == "relu1")
+    last = study["disentanglement"].to_dataset().sel(layer="relu1").isel(checkpoint=-1)
+    assert row["silhouette"].startswith(f"\u2013; then {float(last['silhouette']):.2f} (")
+    assert row["smoothness"] == ""
+    assert "nan" not in str(mlp_tables(told)["layers"])
+
+
+@pytest.mark.parametrize(
+    ("rate", "midpoint", "said"),
+    [(0.01, 80.0, "rises on the whole, half by step 80"), (-0.01, 80.0, "falls on the whole, half by step 80"),
+     (0.01, -1720.0, "rises on the whole, with no middle in this training"),
+     (0.01, 1e6, "rises on the whole, with no middle in this training")],
+)  # fmt: skip
+def test_tables__say_of_growth_what_the_fit_can(study, rate, midpoint, said):
+    told = study.copy(deep=True)
+    for name, value in (("growth", True), ("rate", rate), ("midpoint", midpoint), ("r2", 0.54)):
+        told["growth"][name].loc[{"layer": "relu1"}] = value
+    (row,) = (one for one in mlp_tables(told)["layers"] if one["layer"] == "relu1")
+    assert row["growth"] == f"{said}, R2 0.54"
