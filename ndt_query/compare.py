@@ -23,12 +23,14 @@ from ndt_store.reader import Store
 from ndt_store.runs import Runs, named_stores
 from ndt_store.views.spectrum import MEASURES
 
-__all__ = ["FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "differing", "each_run", "stores_of"]
+__all__ = ["COORDS", "FRACTIONS", "SCALARS", "compare_groups", "compare_runs", "differing", "each_run", "stores_of"]
 
 F64 = NDArray[np.float64]
 AT: Final = "at"
 N_POINTS: Final = 100
 COORDS: Final = ("last_checkpoint", "curves_from", "positions", "data")
+"""What is said of a run beside its numbers, and may make it hard to compare."""
+
 SCALARS: Final[Mapping[str, str]] = {
     "final_accuracy": "accuracy on the probe set at the last checkpoint",
     "final_loss": "loss on the probe set at the last checkpoint, nats",
@@ -198,6 +200,8 @@ def compare_groups(comparison: xr.Dataset, *, confidence: float = 0.95) -> xr.Da
     ------
     NotFoundError
         The Dataset is another one.
+    InvalidInputError
+        It has no run left.
     """
     if not {"group", *COORDS} <= set(comparison.coords) or "examples_to" not in comparison:
         raise NotFoundError("The Dataset is no comparison of runs: pass that of compare_runs, as it is.")

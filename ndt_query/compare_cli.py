@@ -54,8 +54,8 @@ def compare(
 
     A row for each run, and one for each group of runs of one recipe: the mean, and after ± the reach of its 95%
     interval over runs. examples_50 is how many examples were seen when half of the final accuracy was reached. In JSON
-    and CSV limits have columns of their own, and each row says how many runs it is of, and of which layer and
-    checkpoint where these are the same in all of them.
+    and CSV limits have columns of their own, and each row says how many runs it is of, and of which layer, checkpoint,
+    data and measurements where these are the same in all of them.
     """
     from ndt_query.compare import compare_groups, compare_runs, differing, each_run
 
@@ -95,8 +95,10 @@ def _row(found: xr.Dataset, dim: str, place: int, runs: xr.Dataset, in_table: bo
         "group": str(one["group"].item()),
     }
     if not in_table:
+        from ndt_query.compare import COORDS
+
         row["n_runs"] = runs.sizes["run"]
-        for name in ("layer", "last_checkpoint", "curves_from"):
+        for name in ("layer", *COORDS):
             same = set(runs[name].values.tolist())
             row[name] = same.pop() if len(same) == 1 else None
     numbers = [(label, [one[f"{name}{end}"] for end in ENDS if of_group or not end]) for name, label in SHOWN.items()]

@@ -56,6 +56,11 @@ def smooth_pairs(
         coordinates ``first`` and ``second`` (names of runs), ``first_group`` and ``second_group``. Runs that were not
         tracked, or have no counterpart, are in no pair.
 
+    Raises
+    ------
+    NotFoundError
+        The Dataset is no comparison, or is of a run that is not among the stores.
+
     Notes
     -----
     Trajectories are of the participation ratio of the compared layer, at the steps that both measured.

@@ -32,7 +32,8 @@ FRACTIONS: Final = (0.5, 0.75, 0.9)
 LEAST_TRACKED: Final = 30
 N_FOLDS: Final = 5
 SCORED: Final = ("loss", "accuracy", "accuracy_low", "accuracy_high")
-VALIDATION, PROBE = "validation set", "probe set"
+VALIDATION: Final = "validation set"
+PROBE: Final = "probe set"
 VALIDATED: Final = ("validation_accuracy", "validation_loss")
 SEPARABILITY: Final = (
     "accuracy", "accuracy_low", "accuracy_high", "control", "silhouette", "silhouette_low", "silhouette_high",
@@ -97,8 +98,7 @@ def one_run(
 
 def _data(identity: Mapping[str, Any]) -> str:
     """Name the data set of a capture, "" where it does not say."""
-    named = dict(dict(identity.get("recipe", {})).get("data", {})).get("name", "")
-    return str(named)
+    return str(dict(dict(identity.get("recipe", {})).get("data", {})).get("name", ""))
 
 
 def _scored(store: Store, level: float) -> dict[str, F64]:

@@ -471,7 +471,7 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
     assert "layer compared: relu" in captured.err
     assert "different checkpoints" not in captured.err
     assert "may not compare" not in captured.err
-    assert {row["curves_from"] for row in rows} == {"validation set"}
+    assert {(row["curves_from"], row["positions"], row["data"]) for row in rows} == {("validation set", "", "")}
     found = nq.compare_runs(paths)
     assert rows[0]["area"] == pytest.approx(float(found["area"][0]))
     assert rows[2]["area_low"] == pytest.approx(float(nq.compare_groups(found)["area_low"][0]))
@@ -488,7 +488,7 @@ def test_command__tabulates_runs_and_groups(stores, capsys, tmp_path):
         "measured on other examples or in another way, so their curves may not compare: "
         "validation set of slow0, fast0; probe set of 30 examples of early"
     ) in captured.err
-    assert captured.out.splitlines()[-1].startswith("mean of 3,simulated,3,relu,,,")
+    assert captured.out.splitlines()[-1].startswith("mean of 3,simulated,3,relu,,,,,")
     with pytest.raises(SystemExit) as stop:
         main(["compare", paths[0]])
     assert stop.value.code == 2
