@@ -119,10 +119,9 @@ def read_together(
         Memory that is left for what is kept of more than one batch.
     """
     stored = [_example_nbytes(one, positions) for one in arrays if asked_of(one)[0] is not None]
-    quarter, samples_of = allowed_nbytes(memory) // 4, max(stored, default=0) * max(map(len, batches))
-    at_once = AT_ONCE if stored else 1
+    quarter, at_once = allowed_nbytes(memory) // 4, 1
     if stored:
-        at_once = min(at_once, min(TOGETHER_NBYTES, quarter) // samples_of)
+        at_once = min(AT_ONCE, min(TOGETHER_NBYTES, quarter) // (max(stored) * max(map(len, batches))))
     if held_nbytes:
         at_once = min(at_once, min(HELD_NBYTES, quarter) // held_nbytes, 1 + spare_nbytes // held_nbytes)
     at_once = max(1, at_once)

@@ -99,8 +99,8 @@ def cka(
     b, time is that of ``n b`` products for each interval group and permutation, and memory that of one batch: ``48
     b^2`` bytes, and of each side up to 128 MB of samples of up to four batches, or up to 192 MB of one. Up to b
     examples are one batch, read once or not at all where a Gram view is there; of more, a block is read once for all
-    batches whose samples are held together. Since batches are few, twice the examples take at most twice the time. The
-    biased estimate of independent data is near ``d / (d + n)`` rather than 0.
+    batches whose samples are held together. Batches are few unless all examples are asked for, and twice the examples
+    take at most twice the time. The biased estimate of independent data is near ``d / (d + n)`` rather than 0.
 
     References
     ----------
