@@ -16,8 +16,6 @@ __all__ = ["gradients"]
 
 FLOW: Final = ("module_rms", "flow_ratio")
 FOUND: Final = ("first_step", "last_step", "factor", "anomaly_q_value")
-
-
 WINDOW: Final = 10
 
 

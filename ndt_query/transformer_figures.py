@@ -74,10 +74,8 @@ def _head(study: xr.DataTree, measures: xr.Dataset, layer: str, place: int) -> d
     }
     if "selectivity" in study.children:
         told = study["selectivity"].to_dataset().sel({LAYER: layer}).isel({HEAD: place, CHECKPOINT: -1})
-        found["selective"], found["selective_q"] = (
-            f"{float(told['eta_squared']):.2f}",
-            f"q {float(told['q_value']):.2g}",
-        )
+        found["selective"] = f"{float(told['eta_squared']):.2f}"
+        found["selective_q"] = f"q {float(told['q_value']):.2g}"
     called = study["categories"].to_dataset()["category"] if "categories" in study.children else None
     if called is not None and layer in called[LAYER].values:
         called = called.sel({LAYER: layer}).isel({CHECKPOINT: -1})

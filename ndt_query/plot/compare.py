@@ -20,7 +20,8 @@ __all__ = ["compare_runs"]
 AT: Final = "at"
 AXES: Final = {"step": "training step", "examples": "examples seen", "loss": "least loss so far, nats"}
 NAME_WIDTH: Final = 0.048
-"""Inches of a character of a group's name, about."""
+LEGEND_WIDTH: Final = 0.06
+"""Inches of a character of a group's name at an axis and in the legend, about."""
 
 
 @styled
@@ -83,7 +84,7 @@ def compare_runs(comparison: xr.Dataset) -> Figure:
     for axes in rest:
         _examples(axes, comparison, groups, colours)
     handles, labels = first.get_legend_handles_labels()
-    longest = max(len(label) for label in labels) * NAME_WIDTH * 1.25 + 0.4
+    longest = max(len(label) for label in labels) * LEGEND_WIDTH + 0.4
     figure.legend(handles, labels, loc="outside upper left", ncols=max(1, int(DOUBLE_COLUMN / longest)))
     return figure
 
