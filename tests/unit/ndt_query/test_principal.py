@@ -83,17 +83,19 @@ def test_components__that_are_computed_together_are_each_its_own(store):
         same(one, nq.pca(acts.compute(), **options))
 
 
+def holding(folder, values):
+    """Activations (checkpoint, example, unit) of a store that holds these values."""
+    made = simulate_store(
+        folder / "s.zarr", n_examples=values.shape[1], layers={"wide": values.shape[2:]}, kinds=("activations",),
+        planted={"layers/wide/activations": values},
+    )  # fmt: skip
+    return made.store["wide"].activations
+
+
 def test_components__keep_their_digits_far_from_zero(tmp_path):
     rng = np.random.default_rng(0)
     values = (1e4 + rng.standard_normal((3, 30, 200))).astype(np.float32)
-    made = simulate_store(
-        tmp_path / "s.zarr",
-        n_examples=30,
-        layers={"wide": (200,)},
-        kinds=("activations",),
-        planted={"layers/wide/activations": values},
-    )
-    found = nq.pca(made.store["wide"].activations, 3).compute()
+    found = nq.pca(holding(tmp_path, values), 3).compute()
     for step in range(3):
         samples = values[step].astype(np.float64)
         _, sizes, rows = np.linalg.svd(samples - samples.mean(0), full_matrices=False)
@@ -106,14 +108,7 @@ def test_components__beside_a_nan_and_of_equal_samples_are_nan(tmp_path):
     values = np.random.default_rng(0).standard_normal((3, 20, 60)).astype(np.float32)
     values[0, 7, 4] = np.nan
     values[1] = 0.1
-    made = simulate_store(
-        tmp_path / "s.zarr",
-        n_examples=20,
-        layers={"wide": (60,)},
-        kinds=("activations",),
-        planted={"layers/wide/activations": values},
-    )
-    found = nq.pca(made.store["wide"].activations, 2).compute()
+    found = nq.pca(holding(tmp_path, values), 2).compute()
     assert found["component"].isnull().all(("rank", "feature")).values.tolist() == [True, True, False]
     assert np.isnan(found["mean"].values[0]).sum() == 1
     assert found["total_variance"].values[1] == 0

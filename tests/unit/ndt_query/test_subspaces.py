@@ -204,3 +204,13 @@ def test_drift__of_nothing_but_rounding_has_no_score(rng):
     frozen = np.maximum(rng.standard_normal((60, 12)), 0)
     scaled = labelled(np.stack([frozen * (1 + 0.1 * n) for n in range(12)]).astype(np.float32))
     assert np.isnan(float(nq.subspace_drift(scaled, 5)["p_value"]))
+
+
+def test_figure_of_drift__says_where_nothing_turns(rng):
+    found = nq.subspace_drift(labelled(rng.standard_normal((6, 60, 5))), 5)
+    score = nq.plot.subspace_drift(found).axes[1]
+    assert [text.get_text() for text in score.texts] == ["no turn"]
+    assert not score.lines
+    turning = nq.plot.subspace_drift(nq.subspace_drift(labelled(rng.standard_normal((6, 60, 5))), 2)).axes[1]
+    assert turning.texts[0].get_text().startswith("$p$ = ")
+    assert len(turning.lines) == 1
