@@ -117,13 +117,22 @@ def test_cka__in_batches_of_selected_units_is_that_of_their_values(tmp_path):
 
 
 def test_batches_that_fit_one_at_a_time_are_taken_one_at_a_time(tmp_path):
-    simulate_store(tmp_path / "r.zarr", checkpoints=(0,), n_examples=256, layers={"a": (80,)}, kinds=("activations",))
-    acts = open_store(tmp_path / "r.zarr")["a"].activations
-    least = 8 * 64**2 * 3 + 2 * 64 * 63
-    found = nq.cka_matrix(acts, batch_size=64, memory=least)
-    assert found.identical(nq.cka_matrix(acts, batch_size=64))
+    storage = CountingStorage(tmp_path / "r.zarr")
+    simulate_store(
+        storage, checkpoints=(0,), n_examples=1024, layers={"a": (80,)}, kinds=("activations",), block_nbytes=8192
+    )
+    acts = open_store(storage)["a"].activations
+    acts.compute()
+    n_blocks = len(storage.reads)
+    least = 8 * 256**2 * 3 + 2 * 256 * 255
+    storage.reads.clear()
+    found = nq.cka_matrix(acts, batch_size=256, memory=least)
+    assert len(storage.reads) > 3 * n_blocks
+    storage.reads.clear()
+    assert found.identical(nq.cka_matrix(acts, batch_size=256))
+    assert len(storage.reads) == n_blocks
     with pytest.raises(MemoryBudgetError, match="cka_matrix is projected"):
-        nq.cka_matrix(acts, batch_size=64, memory=least - 1)
+        nq.cka_matrix(acts, batch_size=256, memory=least - 1)
 
 
 def test_cka__in_batches_is_the_ratio_of_summed_terms(rng):
